@@ -1,0 +1,99 @@
+"""What every program of one store shares: names, limits, time, ids, and the claims that the store took."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from stepclaim._core.ops import KeyValue
+from stepclaim._core.records import ClaimRecord, Payload, Stored, StepRow
+from stepclaim.errors import ConfigurationError, RecordTooLargeError
+from stepclaim.models import StepClaim  # noqa: TC001 - msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from stepclaim._core.keys import Keyspace, StepKeys
+
+
+class Holding(Struct):
+    """A claim that this store took, with what it wrote: the next write need not read first."""
+
+    claim: StepClaim
+    record: ClaimRecord
+    row: StepRow | None = None
+    row_revision: int = 0
+    payload: Payload | None = None
+
+
+class View(Struct, frozen=True):
+    """A step as it stands, or as this store left it: its claim and its row."""
+
+    claim: Stored[ClaimRecord] | None
+    row: Stored[StepRow] | None
+
+
+class Context:
+    """Shared by all programs of one store."""
+
+    def __init__(
+        self,
+        keys: Keyspace,
+        owner: str,
+        *,
+        value_limit: int,
+        now: Callable[[], datetime],
+        new_id: Callable[[], str],
+    ) -> None:
+        self.keys = keys
+        self.owner = owner
+        self.now = now
+        self.new_id = new_id
+        self._value_limit = value_limit
+        self._held: dict[tuple[str, str], Holding] = {}
+
+    def remember(self, ref: StepKeys, holding: Holding) -> None:
+        """Keep a claim, so that this store's later writes to the step are guarded by it."""
+        self._held[ref.run_id, ref.step_key] = holding
+
+    def holding(self, ref: StepKeys, token: int | None = None) -> Holding | None:
+        """Give the claim that this store took of the step; with a token, only that very claim."""
+        holding = self._held.get((ref.run_id, ref.step_key))
+        if holding is not None and token is not None and holding.claim.fencing_token != token:
+            return None
+        return holding
+
+    def forget(self, ref: StepKeys, token: int | None = None) -> None:
+        """Drop a claim that has ended by this store's own doing. A lost one is kept: it must go on refusing."""
+        if self.holding(ref, token) is not None:
+            self._held.pop((ref.run_id, ref.step_key), None)
+
+    def field(self, value: object, what: str, *, optional: bool = True) -> None:
+        """Check one text before anything is written."""
+        if value is None and optional:
+            return
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{what} must be a str{' or None' if optional else ''}, not {value!r}")
+        # a character has at most four bytes: most texts need no encoding to be known as small
+        if len(value) * 4 <= self._value_limit and value.isascii():
+            return
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"{what} is not valid Unicode: it can't be written as UTF-8") from error
+        if size > self._value_limit:
+            raise RecordTooLargeError(
+                f"{what} has {size} bytes, {self._value_limit} are allowed: keep it elsewhere and record where it is"
+            )
+
+
+def view_of(ref: StepKeys, holding: Holding) -> View:
+    """Show a step as this store left it, without asking etcd."""
+    token = holding.claim.fencing_token
+    row = holding.row
+    return View(
+        Stored(holding.record, KeyValue(ref.claim, b"", token, token)),
+        None if row is None else Stored(row, KeyValue(ref.row, b"", 0, holding.row_revision)),
+    )

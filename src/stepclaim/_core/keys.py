@@ -1,0 +1,156 @@
+"""Where everything stands in etcd. The only module that knows how a key looks."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from stepclaim.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from stepclaim.abc import RunId
+
+KEY_LIMIT = 1000
+_HEX = re.compile(r"[0-9a-fA-F]{32}")
+
+
+def text(value: object, what: str) -> str:
+    """Check one part of a key: any non-empty text up to 1,000 bytes of UTF-8."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what} must be a str, not {type(value).__name__}: {value!r}")
+    if not value:
+        raise ConfigurationError(f"{what} must not be empty")
+    try:
+        size = len(value) if value.isascii() else len(value.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"{what} {value!r} is not valid Unicode: it can't be written as UTF-8") from error
+    if size > KEY_LIMIT:
+        raise ConfigurationError(f"{what} has {size} bytes of UTF-8; at most {KEY_LIMIT} are allowed")
+    return value
+
+
+def run_name(run_id: RunId, what: str = "run_id") -> str:
+    """Give the canonical text of a run's id: a UUID in lower case with hyphens, any other text as it is."""
+    if isinstance(run_id, UUID):
+        return str(run_id)
+    if not isinstance(run_id, str):
+        raise ConfigurationError(f"{what} must be a uuid.UUID or a str, not {type(run_id).__name__}: {run_id!r}")
+    bare = run_id.replace("urn:", "").replace("uuid:", "").strip("{}").replace("-", "")
+    if _HEX.fullmatch(bare):
+        return str(UUID(bare))
+    return text(run_id, what)
+
+
+def segment(value: str) -> str:
+    """Percent-encode one path segment, so that no user's text can leave its place."""
+    return quote(value, safe="")
+
+
+def last_segment(key: bytes) -> str:
+    """Give back the text that a key's last segment was made of."""
+    return unquote(key.rpartition(b"/")[2].decode())
+
+
+class StepKeys:
+    """One step's keys."""
+
+    __slots__ = ("_base", "_segment", "claim", "row", "run_id", "step_key")
+
+    def __init__(self, base: str, run_id: str, step_key: str) -> None:
+        self.run_id = run_id
+        self.step_key = step_key
+        self._base = base
+        self._segment = name = segment(step_key)
+        self.claim = f"{base}claims/{name}".encode()
+        self.row = f"{base}steps/{name}".encode()
+
+    def attempt(self, number: int) -> bytes:
+        """Give the key that an earlier attempt is kept under."""
+        return f"{self._base}attempts/{self._segment}/{number}".encode()
+
+    @property
+    def attempts(self) -> bytes:
+        """The prefix of all earlier attempts."""
+        return f"{self._base}attempts/{self._segment}/".encode()
+
+    def payload(self, number: int) -> bytes:
+        """Give the key of an attempt's input, output, error and trace."""
+        return f"{self._base}payloads/{self._segment}/{number}".encode()
+
+    @property
+    def dispatch(self) -> bytes:
+        """The step's entry in the dispatch ledger."""
+        return f"{self._base}dispatches/{self._segment}".encode()
+
+    def __str__(self) -> str:
+        """Name the step in an error's message."""
+        return f"step {self.step_key!r} of run {self.run_id!r}"
+
+
+class RunKeys:
+    """One run's keys."""
+
+    __slots__ = ("_keyspace", "base", "run_id")
+
+    def __init__(self, keyspace: Keyspace, run_id: str) -> None:
+        self.run_id = run_id
+        self._keyspace = keyspace
+        self.base = f"{keyspace.prefix}/runs/{segment(run_id)}/"
+
+    def below(self, part: str) -> bytes:
+        """Give the prefix of one part of the run: claims, steps, payloads, attempts or dispatches."""
+        return f"{self.base}{part}/".encode()
+
+    @property
+    def all(self) -> bytes:
+        """The prefix of everything in the run."""
+        return self.base.encode()
+
+    @property
+    def record(self) -> bytes:
+        """The run's own record."""
+        return f"{self.base}run".encode()
+
+    @property
+    def active(self) -> bytes:
+        """The run's entry in the index of active runs."""
+        return f"{self._keyspace.prefix}/active/{segment(self.run_id)}".encode()
+
+
+class Keyspace:
+    """All keys below one prefix."""
+
+    __slots__ = ("prefix",)
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def run(self, run_id: RunId) -> RunKeys:
+        """Name a run's keys, once its id was checked."""
+        return RunKeys(self, run_name(run_id))
+
+    def step(self, run_id: RunId, step_key: str) -> StepKeys:
+        """Name a step's keys, once its run's id and its key were checked."""
+        name = run_name(run_id)
+        return StepKeys(f"{self.prefix}/runs/{segment(name)}/", name, text(step_key, "step_key"))
+
+    def session(self, session_id: str) -> bytes:
+        """Name a session's key."""
+        return f"{self.prefix}/sessions/{segment(session_id)}".encode()
+
+    @property
+    def sessions(self) -> bytes:
+        """The prefix of all live sessions."""
+        return f"{self.prefix}/sessions/".encode()
+
+    @property
+    def runs(self) -> bytes:
+        """The prefix of all runs."""
+        return f"{self.prefix}/runs/".encode()
+
+    @property
+    def active(self) -> bytes:
+        """The prefix of the index of active runs."""
+        return f"{self.prefix}/active/".encode()

@@ -1,0 +1,183 @@
+"""The operations that a program can ask for, as values, and what it is told in reply.
+
+A program is a generator: it yields operations and is sent their replies, so that one text serves threads, asyncio and
+the store in memory. `yield from operation` gives the reply with its type.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+R = TypeVar("R")
+
+Program: TypeAlias = "Generator[Op[Any], Any, R]"
+
+
+class InDoubt(Exception):  # noqa: N818 - a fact that a program handles, not an error that leaves the package
+    """A fenced transaction was sent, and whether it was carried out is not known."""
+
+
+class Abandoned(Exception):  # noqa: N818 - likewise
+    """The caller went away (cancelled, interrupted) while an operation was under way."""
+
+
+class Compacted(Exception):  # noqa: N818 - likewise
+    """A revision that was asked for is no longer kept."""
+
+
+class KeyValue(Struct, frozen=True, gc=False):
+    """One key as etcd gives it."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int = 0
+
+
+class Compare(Struct, frozen=True, gc=False):
+    """One condition of a transaction: the target of the key equals the value."""
+
+    key: bytes
+    target: Literal["create", "mod", "value"]
+    expected: int | bytes
+
+
+class Put(Struct, frozen=True, gc=False):
+    """Write a key; without a lease this also takes a lease off it."""
+
+    key: bytes
+    value: bytes
+    lease: int = 0
+
+
+class Delete(Struct, frozen=True, gc=False):
+    """Remove one key."""
+
+    key: bytes
+
+
+class Get(Struct, frozen=True, gc=False):
+    """Read one key inside of a transaction."""
+
+    key: bytes
+
+
+Action: TypeAlias = Put | Delete | Get
+
+
+class Op(Struct, Generic[R]):
+    """An operation knows the type of its reply."""
+
+    def __iter__(self) -> Generator[Op[Any], Any, R]:
+        """Let `yield from` hand the operation out and give the reply back."""
+        return (yield self)
+
+
+class SessionView(Struct, frozen=True):
+    """The session as a program needs it: who claims, under which lease, behind which barrier."""
+
+    session_id: str
+    owner: str
+    key: bytes
+    value: bytes
+    lease: int
+    claim_lease: int
+    create_revision: int
+    mod_revision: int
+
+
+class TxnReply(Struct):
+    """What a transaction did. `found` are the answers to the branch's Gets, in their order, None for a missing key.
+
+    `in_doubt`: an earlier attempt at the same transaction was sent and may have been carried out.
+    """
+
+    succeeded: bool
+    revision: int
+    found: tuple[KeyValue | None, ...] = ()
+    in_doubt: bool = False
+
+
+class RangeReply(Struct):
+    """One page of keys, as of one revision."""
+
+    kvs: list[KeyValue]
+    revision: int
+    more: bool
+    count: int
+
+
+class Txn(Op[TxnReply], frozen=True, kw_only=True):
+    """One transaction: all compares hold, then all of `success`, else all of `failure`.
+
+    With a `fence` it also compares the session's barrier, is never sent twice while its outcome is unknown, and
+    raises `InDoubt` into the program instead.
+    """
+
+    compares: tuple[Compare, ...]
+    success: tuple[Action, ...]
+    failure: tuple[Action, ...] = ()
+    fence: SessionView | None = None
+
+
+class Fence(Op[TxnReply], frozen=True, kw_only=True):
+    """Rewrite the session key: every transaction sent behind its old barrier can't be carried out any more.
+
+    Reads `gets` in the same transaction; what they show is final for those transactions.
+    """
+
+    session: SessionView
+    gets: tuple[Get, ...] = ()
+
+
+class Range(Op[RangeReply], frozen=True, kw_only=True):
+    """Read a range of keys, linearizable, or as of an earlier revision."""
+
+    key: bytes
+    range_end: bytes
+    limit: int = 0
+    revision: int = 0
+    keys_only: bool = False
+    newest_first: bool = False
+
+
+class OpenSession(Op[SessionView], frozen=True):
+    """Ask for the live session; waits for a new one where the last was lost."""
+
+
+class Later(Op[None], frozen=True):
+    """Hand a program to the background, where it is begun again until it ends; no lease is renewed before."""
+
+    program: Callable[[], Program[None]]
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """Give the first key behind all keys that begin with the prefix."""
+    return prefix[:-1] + bytes((prefix[-1] + 1,))
+
+
+PAGE = 2000
+
+
+def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyValue]]:
+    """Read all keys below a prefix that ends with a slash, page by page, as of one revision."""
+    end = prefix_end(prefix)
+    while True:
+        kvs: list[KeyValue] = []
+        start, revision = prefix, 0
+        try:
+            while True:
+                page = yield from Range(key=start, range_end=end, limit=PAGE, revision=revision, keys_only=keys_only)
+                kvs += page.kvs
+                if not page.more:
+                    return kvs
+                revision = page.revision
+                start = page.kvs[-1].key + b"\0"
+        except Compacted:
+            continue

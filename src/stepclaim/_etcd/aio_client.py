@@ -1,0 +1,93 @@
+"""Performs operations for asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+from tenacity import AsyncRetrying
+
+from stepclaim._core.ops import InDoubt
+from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, attempt_timeout, final_error
+from stepclaim._etcd.retry import Failed, policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepclaim._etcd.status import Failure
+    from stepclaim.settings import Settings
+
+
+class AsyncClient:
+    """Calls etcd from one event loop, with the same rules as the client for threads."""
+
+    def __init__(self, settings: Settings, access: Access = NO_ACCESS) -> None:
+        self.members = Members(
+            settings,
+            access,
+            lambda target, options: grpc.aio.insecure_channel(target, options),
+            lambda target, credentials, options: grpc.aio.secure_channel(target, credentials, options),
+        )
+        self._settings = settings
+
+    async def call(
+        self,
+        method: Callable[[Member], Callable[..., Any]],
+        request: Any,
+        deadline: float,
+        *,
+        write: bool = False,
+        fenced: bool = False,
+        attempts: int = 0,
+    ) -> tuple[Any, bool]:
+        """Give the answer, and whether an earlier attempt may have been carried out.
+
+        Raises `InDoubt` for a fenced write whose outcome is not known, `OutcomeUnknownError` for another write whose
+        deadline passed in doubt, and else the last attempt's error.
+        """
+        number = 0
+        in_doubt = False
+        last: Failure | None = None
+
+        async def attempt() -> Any:
+            nonlocal number, in_doubt, last
+            timeout = attempt_timeout(self._settings, deadline, number, last, fenced=fenced)
+            number += 1
+            members = self.members
+            member = members.current
+            try:
+                if members.needs_login:
+                    await self._log_in(member, timeout)
+                return await method(member)(request, timeout=timeout, metadata=members.metadata)
+            except grpc.RpcError as error:
+                last = failure = members.failed(error, member)
+                in_doubt = in_doubt or not failure.definite
+                raise Failed(failure) from error
+
+        try:
+            try:
+                return await attempt(), False
+            except Failed as failed:
+                rules = policy(deadline, fenced=fenced, attempts=attempts)
+                if attempts == 1 or not rules["retry"].predicate(failed):
+                    raise
+            return await AsyncRetrying(**rules)(attempt), in_doubt
+        except Failed as failed:
+            if fenced and not failed.failure.definite:
+                raise InDoubt from failed
+            raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
+
+    async def _log_in(self, member: Member, timeout: float) -> None:  # noqa: ASYNC109 - gRPC's own deadline
+        try:
+            answer = await member.auth.Authenticate(self.members.login_request(), timeout=timeout)
+        except grpc.RpcError as error:
+            failure = self.members.login_failed(error, member)
+            if failure is not None:
+                raise Failed(failure) from error
+        else:
+            self.members.logged_in(answer.token)
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for member in self.members.all:
+            await member.channel.close()

@@ -1,0 +1,165 @@
+"""The way to etcd: one channel a member, credentials, the token, and which member is asked."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from etcd3 import etcdrpc
+from msgspec import Struct
+
+from stepclaim._etcd.retry import Failed
+from stepclaim._etcd.status import Failure, classify
+from stepclaim.errors import (
+    BackendError,
+    ConfigurationError,
+    DeadlineExceededError,
+    OutcomeUnknownError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepclaim.settings import Settings
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # while calls are under way a silent connection is noticed; etcd forbids pings more often than each 5 s
+    ("grpc.keepalive_time_ms", 6000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # a member that comes back is found again within a second, not within gRPC's two minutes
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+class Access(Struct, frozen=True):
+    """Credentials that settings can't carry: those of a client that the user already has."""
+
+    credentials: Any = None
+    token: str | None = None
+
+
+NO_ACCESS = Access()
+
+
+class Member:
+    """One endpoint with its channel and stubs."""
+
+    __slots__ = ("auth", "channel", "endpoint", "kv", "lease", "range", "txn", "watch")
+
+    def __init__(self, endpoint: str, channel: Any) -> None:
+        self.endpoint = endpoint
+        self.channel = channel
+        self.kv = etcdrpc.KVStub(channel)
+        self.txn = self.kv.Txn
+        self.range = self.kv.Range
+        self.lease = etcdrpc.LeaseStub(channel)
+        self.watch = etcdrpc.WatchStub(channel)
+        self.auth = etcdrpc.AuthStub(channel)
+
+
+class Members:
+    """All endpoints, the one in use, and the token: what the sync and the asyncio client share."""
+
+    def __init__(
+        self, settings: Settings, access: Access, connect: Callable[..., Any], secure: Callable[..., Any]
+    ) -> None:
+        self.settings = settings
+        options: list[tuple[str, Any]] = list(OPTIONS)
+        if settings.tls_server_name:
+            options.append(("grpc.ssl_target_name_override", settings.tls_server_name))
+        if access.credentials is not None or settings.uses_tls:
+            credentials = access.credentials or _credentials(settings)
+            self.all = [Member(each, secure(each, credentials, options)) for each in settings.endpoints]
+        else:
+            self.all = [Member(each, connect(each, options)) for each in settings.endpoints]
+        self._at = random.randrange(len(self.all))  # noqa: S311 - spreads load, guards nothing
+        self._lock = threading.Lock()
+        self.logged_in(access.token)
+        self.needs_login = settings.user is not None
+
+    @property
+    def current(self) -> Member:
+        """The member that is asked now."""
+        return self.all[self._at]
+
+    def login_request(self) -> Any:
+        """Make the message that asks for a token."""
+        password = self.settings.password
+        return etcdrpc.AuthenticateRequest(
+            name=self.settings.user or "", password=password.get_secret_value() if password else ""
+        )
+
+    def logged_in(self, token: str | None) -> None:
+        """Send the token with all calls from now on; None where the cluster knows no users."""
+        self.metadata: tuple[tuple[str, str], ...] = (("hasleader", "true"), *((("token", token),) if token else ()))
+        self.needs_login = False
+
+    def login_failed(self, error: grpc.RpcError, member: Member) -> Failure | None:
+        """Judge a failed login; None where authentication is switched off and nothing is to be done."""
+        if "authentication is not enabled" in (error.details() or ""):
+            self.logged_in(None)
+            return None
+        return self.failed(error, member)
+
+    def failed(self, error: grpc.RpcError, member: Member) -> Failure:
+        """Judge a failed attempt, and turn to the next member or to a new token where that may help."""
+        failure = classify(error, member.endpoint)
+        if failure.elsewhere:
+            with self._lock:
+                if self.current is member:
+                    self._at = (self._at + 1) % len(self.all)
+        if failure.log_in:
+            if self.settings.user is None:
+                return Failure(failure.error)
+            self.needs_login = True
+        return failure
+
+
+def attempt_timeout(settings: Settings, deadline: float, number: int, last: Failure | None, *, fenced: bool) -> float:
+    """Give one attempt's time: short first, so that a silent member costs little, then longer for slow answers.
+
+    A fenced write leaves a part of the call's time for settling it.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+        raise Failed(last or Failure(late))
+    return min(left * 0.6 if fenced else left, settings.attempt_timeout * 2 ** min(number, 6))
+
+
+def final_error(failure: Failure, *, in_doubt: bool) -> Exception:
+    """Give the error that ends a call."""
+    error = failure.error
+    if in_doubt and isinstance(error, BackendError):
+        return OutcomeUnknownError(
+            f"the write may or may not have been carried out: {error}; look at what stands before writing again",
+            code=error.code,
+        )
+    return error
+
+
+def _credentials(settings: Settings) -> Any:
+    def content(path: Any) -> bytes | None:
+        if path is None:
+            return None
+        try:
+            data: bytes = path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{path} can't be read: {error}") from error
+        return data
+
+    return grpc.ssl_channel_credentials(
+        root_certificates=content(settings.ca_file),
+        private_key=content(settings.key_file),
+        certificate_chain=content(settings.cert_file),
+    )

@@ -1,0 +1,112 @@
+"""Performs operations for threads."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from etcd3 import etcdrpc
+from tenacity import Retrying
+
+from stepclaim._core.ops import InDoubt
+from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, attempt_timeout, final_error
+from stepclaim._etcd.retry import Failed, policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepclaim._etcd.status import Failure
+    from stepclaim.settings import Settings
+
+
+class Client:
+    """Calls etcd from threads: one attempt after the other, on one member after the other, until the deadline."""
+
+    def __init__(self, settings: Settings, access: Access = NO_ACCESS) -> None:
+        self.members = Members(
+            settings,
+            access,
+            lambda target, options: grpc.insecure_channel(target, options),
+            lambda target, credentials, options: grpc.secure_channel(target, credentials, options),
+        )
+        self._settings = settings
+
+    def call(
+        self,
+        method: Callable[[Member], Callable[..., Any]],
+        request: Any,
+        deadline: float,
+        *,
+        write: bool = False,
+        fenced: bool = False,
+        attempts: int = 0,
+    ) -> tuple[Any, bool]:
+        """Give the answer, and whether an earlier attempt may have been carried out.
+
+        Raises `InDoubt` for a fenced write whose outcome is not known, `OutcomeUnknownError` for another write whose
+        deadline passed in doubt, and else the last attempt's error.
+        """
+        number = 0
+        in_doubt = False
+        last: Failure | None = None
+
+        def attempt() -> Any:
+            nonlocal number, in_doubt, last
+            timeout = attempt_timeout(self._settings, deadline, number, last, fenced=fenced)
+            number += 1
+            members = self.members
+            member = members.current
+            try:
+                if members.needs_login:
+                    self._log_in(member, timeout)
+                return method(member)(request, timeout=timeout, metadata=members.metadata)
+            except grpc.RpcError as error:
+                last = failure = members.failed(error, member)
+                in_doubt = in_doubt or not failure.definite
+                raise Failed(failure) from error
+
+        try:
+            try:
+                return attempt(), False
+            except Failed as failed:
+                rules = policy(deadline, fenced=fenced, attempts=attempts)
+                if attempts == 1 or not rules["retry"].predicate(failed):
+                    raise
+            return Retrying(**rules)(attempt), in_doubt
+        except Failed as failed:
+            if fenced and not failed.failure.definite:
+                raise InDoubt from failed
+            raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
+
+    def _log_in(self, member: Member, timeout: float) -> None:
+        try:
+            answer = member.auth.Authenticate(self.members.login_request(), timeout=timeout)
+        except grpc.RpcError as error:
+            failure = self.members.login_failed(error, member)
+            if failure is not None:
+                raise Failed(failure) from error
+        else:
+            self.members.logged_in(answer.token)
+
+    def keep_alive(self, lease: int, timeout: float) -> int:
+        """Renew a lease once and give the seconds granted; 0 says that there is no such lease."""
+
+        def renew(member: Member) -> Callable[..., Any]:
+            def call(request: Any, *, timeout: float, metadata: Any) -> Any:
+                stream = member.lease.LeaseKeepAlive(iter((request,)), timeout=timeout, metadata=metadata)
+                try:
+                    return next(stream)
+                finally:
+                    stream.cancel()
+
+            return call
+
+        request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
+        answer, _ = self.call(renew, request, time.monotonic() + timeout)
+        return int(answer.TTL)
+
+    def close(self) -> None:
+        """Close all channels."""
+        for member in self.members.all:
+            member.channel.close()

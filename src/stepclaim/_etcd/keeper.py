@@ -1,0 +1,273 @@
+"""Keeps a session alive: a thread and channels of its own that renew the lease, settle doubts, and replace what is lost."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from etcd3 import etcdrpc
+
+from stepclaim._core.lease import LeaseClock
+from stepclaim._core.ops import Compare, Get, KeyValue, Program, Put, SessionView, Txn, TxnReply
+from stepclaim._core.records import VERSION, SessionRecord, encode
+from stepclaim._etcd.client import Client
+from stepclaim._etcd.perform import run_program
+from stepclaim.errors import BackendError, SessionLostError, StepClaimError, StoreClosedError
+from stepclaim.models import SessionState
+from stepclaim.session import Session, boot_time, logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepclaim._core.keys import Keyspace
+    from stepclaim._etcd.channel import Access
+    from stepclaim.settings import Settings
+
+AT_MOST_ONCE_SESSION_TTL = 30.0
+_LONGEST_RENEWAL = 2.0
+
+
+class Keeper:
+    """One store's session, whichever face the store has.
+
+    Lock order: the keeper's one lock is never held during a call to etcd.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        access: Access,
+        keys: Keyspace,
+        owner: str,
+        *,
+        deliver: Callable[[Callable[[], None]], None],
+        lost_event: Callable[[], Any],
+        changed: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._owner = owner
+        self._deliver = deliver
+        self._lost_event = lost_event
+        self._changed = changed
+        self._client = Client(settings, access)
+        self._callbacks: list[Callable[[Session], Any]] = []
+        self._ttl = AT_MOST_ONCE_SESSION_TTL if settings.lease_ttl is None else settings.lease_ttl
+        self._condition = threading.Condition()
+        self._closing = False
+        self._undone: list[Callable[[], Program[None]]] = []
+        self._session: Session | None = None
+        self._clock: LeaseClock | None = None
+        self._view: SessionView | None = None
+        self._thread = threading.Thread(target=self._run, name="stepclaim-session", daemon=True)
+
+    # --- what the store asks -------------------------------------------------------------------------------------
+
+    def open(self, deadline: float) -> None:
+        """Open the first session, or tell at once why that is not possible, and begin to renew it."""
+        try:
+            self._open_session(deadline, attempts=max(3, len(self._settings.endpoints)))
+        except BaseException:
+            self._client.close()
+            raise
+        self._thread.start()
+
+    @property
+    def session(self) -> Session:
+        """The session in use: the latest one, also while it is lost."""
+        assert self._session is not None
+        return self._session
+
+    def view(self) -> SessionView | None:
+        """Give what a claim needs, or None while there is no live session."""
+        if self._closing:
+            raise StoreClosedError("the store is closed: open another one")
+        clock = self._clock
+        if clock is None or clock.state(boot_time()) is SessionState.LOST:
+            return None
+        return self._view
+
+    def wait_view(self, deadline: float) -> SessionView:
+        """Wait for a live session."""
+        with self._condition:
+            while (view := self.view()) is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise no_session(self.session)
+                self._condition.wait(min(left, 0.5))
+        return view
+
+    def barrier(self, key: bytes, found: KeyValue | None, revision: int | None = None) -> None:
+        """Take note of where the session key's mod revision stands, or that the key is gone."""
+        with self._condition:
+            view = self._view
+            if view is None or view.key != key:
+                return
+            if revision is None:
+                if found is None or found.create_revision != view.create_revision:
+                    if self._clock is not None:
+                        self._clock.revoked()
+                    self._condition.notify_all()
+                    return
+                revision = found.mod_revision
+            if revision > view.mod_revision:
+                self._view = _moved(view, revision)
+
+    def later(self, program: Callable[[], Program[None]]) -> None:
+        """Run a program in the background until it ends; the lease is not renewed before."""
+        with self._condition:
+            self._undone.append(program)
+            self._condition.notify_all()
+
+    def close(self, deadline: float) -> None:
+        """Settle what is in doubt, end the session's claims by revoking its lease, and stop."""
+        with self._condition:
+            if self._closing:
+                return
+            self._closing = True
+            self._condition.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(max(0.1, deadline - time.monotonic()))
+        try:
+            self._settle_doubts(deadline)
+            if self._view is not None and self.session.state is not SessionState.LOST:
+                request = etcdrpc.LeaseRevokeRequest(ID=self._view.lease)
+                self._client.call(lambda member: member.lease.LeaseRevoke, request, deadline)
+        except StepClaimError as error:
+            logger.warning("the session could not be revoked, its claims end with its lease: %s", error)
+        finally:
+            self._client.close()
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if self._closing:
+                    return
+                clock = self._clock
+                if clock is not None and not self._undone:
+                    self._condition.wait(clock.wait(boot_time()))
+                if self._closing:
+                    return
+            try:
+                self._tick()
+            except StepClaimError as error:
+                logger.debug("session: %s", error)
+                self._pause(0.2)
+            except Exception:
+                logger.exception("the session's thread met an error of its own; it goes on")
+                self._pause(1.0)
+
+    def _tick(self) -> None:
+        clock = self._clock
+        assert clock is not None
+        if clock.state(boot_time()) is SessionState.LOST:
+            self.session._tell_lost()  # noqa: SLF001 - the keeper is the session's other half
+            self._settle_doubts(time.monotonic() + _LONGEST_RENEWAL)
+            self._open_session(time.monotonic() + self._settings.timeout)
+            return
+        if self._undone:
+            # a claim that nobody knows of must not be kept alive: no renewal before the doubt is settled
+            self._settle_doubts(time.monotonic() + min(_LONGEST_RENEWAL, clock.expires_in(boot_time()) + 0.1))
+        if clock.wait(boot_time()) > 0:
+            return
+        self._renew(clock)
+
+    def _renew(self, clock: LeaseClock) -> None:
+        assert self._view is not None
+        sent_at = boot_time()
+        timeout = max(0.1, min(_LONGEST_RENEWAL, clock.granted / 4, clock.expires_in(sent_at)))
+        try:
+            granted = self._client.keep_alive(self._view.lease, timeout)
+        except StepClaimError as error:
+            if isinstance(error, BackendError) and error.code == "NOT_FOUND":
+                clock.revoked()
+            else:
+                clock.failed(boot_time())
+            logger.debug("a renewal failed: %s", error)
+        else:
+            clock.renewed(sent_at, granted)
+
+    def _open_session(self, deadline: float, attempts: int = 0) -> None:
+        sent_at = boot_time()
+        request = etcdrpc.LeaseGrantRequest(TTL=math.ceil(self._ttl))
+        answer, _ = self._client.call(lambda member: member.lease.LeaseGrant, request, deadline, attempts=attempts)
+        clock = LeaseClock(sent_at, answer.TTL)
+        session_id = f"{self._owner}-{secrets.token_hex(6)}"
+        record = SessionRecord(
+            v=VERSION,
+            owner=self._owner,
+            host=socket.gethostname(),
+            pod=os.environ.get("POD_NAME"),
+            pid=os.getpid(),
+            version=version("stepclaim"),
+            started_at=datetime.now(UTC),
+        )
+        view = SessionView(
+            session_id=session_id,
+            owner=self._owner,
+            key=self._keys.session(session_id),
+            value=encode(record),
+            lease=answer.ID,
+            claim_lease=0 if self._settings.lease_ttl is None else answer.ID,
+            create_revision=0,
+            mod_revision=0,
+        )
+        revision = run_program(self._client, None, _register(view), deadline)
+        session = Session(
+            session_id, self._owner, answer.ID, clock, self._callbacks, self._deliver, self._lost_event()
+        )
+        with self._condition:
+            self._clock = clock
+            self._view = _moved(view, revision, created=revision)
+            self._session = session
+            self._condition.notify_all()
+        self._changed()
+
+    def _settle_doubts(self, deadline: float) -> None:
+        while self._undone:
+            run_program(self._client, self, self._undone[0](), deadline)
+            with self._condition:
+                self._undone.pop(0)
+
+    def _pause(self, seconds: float) -> None:
+        with self._condition:
+            if not self._closing:
+                self._condition.wait(seconds)
+
+
+def _register(view: SessionView) -> Program[int]:
+    """Write the session key; its name is new, so that whoever finds it has written it."""
+    reply: TxnReply = yield from Txn(
+        compares=(Compare(view.key, "create", 0),),
+        success=(Put(view.key, view.value, view.lease),),
+        failure=(Get(view.key),),
+    )
+    if reply.succeeded:
+        return reply.revision
+    found = reply.found[0]
+    assert found is not None
+    return found.create_revision
+
+
+def _moved(view: SessionView, revision: int, *, created: int = 0) -> SessionView:
+    return SessionView(
+        view.session_id, view.owner, view.key, view.value, view.lease, view.claim_lease,
+        created or view.create_revision, revision,
+    )
+
+
+def no_session(session: Session) -> SessionLostError:
+    """Tell that there is nothing to claim with."""
+    return SessionLostError(
+        f"session {session.session_id} was lost and no new one could be opened before the deadline; etcd can't be "
+        "reached or refuses: try again once it answers"
+    )

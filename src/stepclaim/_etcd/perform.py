@@ -1,0 +1,156 @@
+"""Runs programs against etcd: one driver for threads, one for asyncio, alike line by line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from stepclaim._core.ops import Abandoned, Fence, Later, Op, OpenSession, Program, Range, SessionView, Txn, TxnReply
+from stepclaim.errors import ConfigurationError
+from stepclaim._etcd.wire import fence_request, range_reply, range_request, split_fence, txn_reply, txn_request
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from stepclaim._core.ops import KeyValue
+    from stepclaim._etcd.aio_client import AsyncClient
+    from stepclaim._etcd.channel import Member
+    from stepclaim._etcd.client import Client
+
+R = TypeVar("R")
+
+
+class SessionSource(Protocol):
+    """What the drivers ask of the keeper of the session."""
+
+    def view(self) -> SessionView | None:
+        """Give the live session at once, or None."""
+
+    def wait_view(self, deadline: float) -> SessionView:
+        """Wait for the live session."""
+
+    def barrier(self, key: bytes, found: KeyValue | None, revision: int | None = None) -> None:
+        """Take note of the barrier."""
+
+    def later(self, program: Callable[[], Program[None]]) -> None:
+        """Run a program in the background."""
+
+
+def _txn(member: Member) -> Any:
+    return member.txn
+
+
+def _range(member: Member) -> Any:
+    return member.range
+
+
+def _fenced(op: Txn, reply: TxnReply, source: SessionSource | None) -> TxnReply:
+    if op.fence is None or reply.succeeded:
+        return reply
+    reply, barrier = split_fence(op, reply)
+    if source is not None:
+        source.barrier(op.fence.key, barrier)
+    return reply
+
+
+def _rewritten(op: Fence, reply: TxnReply, source: SessionSource | None) -> TxnReply:
+    if source is not None:
+        source.barrier(op.session.key, None, reply.revision if reply.succeeded else None)
+    return reply
+
+
+def _local(op: Op[Any], source: SessionSource | None) -> Any:
+    if isinstance(op, OpenSession):
+        raise ConfigurationError("this store was opened with session=False: it can look and release, but not claim")
+    if isinstance(op, Later) and source is not None:
+        return source.later(op.program)
+    raise TypeError(f"unknown operation {op!r}")
+
+
+def run_program(
+    client: Client, source: SessionSource | None, program: Program[R], deadline: float, *, attempts: int = 0
+) -> R:
+    """Run a program for a thread."""
+
+    def perform(op: Op[Any]) -> Any:
+        if isinstance(op, Txn):
+            answer, in_doubt = client.call(
+                _txn, txn_request(op), deadline, write=True, fenced=op.fence is not None
+            )
+            return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
+        if isinstance(op, Range):
+            answer, _ = client.call(_range, range_request(op), deadline, attempts=attempts)
+            return range_reply(answer)
+        if isinstance(op, OpenSession) and source is not None:
+            return source.view() or source.wait_view(deadline)
+        if isinstance(op, Fence):
+            answer, _ = client.call(_txn, fence_request(op), deadline)
+            return _rewritten(op, txn_reply(answer), source)
+        return _local(op, source)
+
+    gone: BaseException | None = None
+    try:
+        op = next(program)
+        while True:
+            try:
+                reply = perform(op)
+            except Exception as error:  # noqa: BLE001 - the program decides
+                op = program.throw(error)
+            except BaseException as error:  # the caller is interrupted: let the program clean up
+                gone = error
+                op = program.throw(Abandoned())
+            else:
+                op = program.send(reply)
+    except StopIteration as stop:
+        result: R = stop.value
+        return result
+    except Abandoned:
+        if gone is None:
+            raise
+        raise gone from None
+
+
+async def run_program_async(
+    client: AsyncClient,
+    source: SessionSource | None,
+    program: Program[R],
+    deadline: float,
+    wait_view: Callable[[float], Awaitable[SessionView]],
+) -> R:
+    """Run a program for a task."""
+
+    async def perform(op: Op[Any]) -> Any:
+        if isinstance(op, Txn):
+            answer, in_doubt = await client.call(
+                _txn, txn_request(op), deadline, write=True, fenced=op.fence is not None
+            )
+            return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
+        if isinstance(op, Range):
+            answer, _ = await client.call(_range, range_request(op), deadline)
+            return range_reply(answer)
+        if isinstance(op, OpenSession) and source is not None:
+            return source.view() or await wait_view(deadline)
+        if isinstance(op, Fence):
+            answer, _ = await client.call(_txn, fence_request(op), deadline)
+            return _rewritten(op, txn_reply(answer), source)
+        return _local(op, source)
+
+    gone: BaseException | None = None
+    try:
+        op = next(program)
+        while True:
+            try:
+                reply = await perform(op)
+            except Exception as error:  # noqa: BLE001 - the program decides
+                op = program.throw(error)
+            except BaseException as error:  # the task is cancelled: let the program clean up
+                gone = error
+                op = program.throw(Abandoned())
+            else:
+                op = program.send(reply)
+    except StopIteration as stop:
+        result: R = stop.value
+        return result
+    except Abandoned:
+        if gone is None:
+            raise
+        raise gone from None

@@ -1,0 +1,341 @@
+"""The stores for asyncio: the same methods as the stores for threads, and their docstrings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stepclaim._core import claims, runs, steps
+from stepclaim._core.context import Context
+from stepclaim._core.keys import Keyspace
+from stepclaim._etcd.aio_client import AsyncClient
+from stepclaim._etcd.channel import NO_ACCESS, Access
+from stepclaim._etcd.keeper import Keeper, no_session
+from stepclaim._etcd.perform import run_program_async
+from stepclaim.abc import AsyncFlowRunRuntimeStore, RunId
+from stepclaim.errors import ConfigurationError, StoreClosedError
+from stepclaim.identity import borrowed, fork_error, new_id, utc_now
+from stepclaim.settings import Endpoints, Overrides, Settings
+from stepclaim.sync_store import EtcdRunStore, RunStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from stepclaim._core.ops import Program, SessionView
+    from stepclaim.models import ClaimInfo, RunRecord, RunStatus, StepClaim, StepStatus
+    from stepclaim.session import Session
+
+R = TypeVar("R")
+
+
+class AsyncRunStore(AsyncFlowRunRuntimeStore):
+    """Everything a store can do, whatever it stands on."""
+
+    _ctx: Context
+
+    async def _run(self, program: Program[R]) -> R:
+        raise NotImplementedError
+
+    # --- claims --------------------------------------------------------------------------------------------------
+
+    async def try_claim_step(self, run_id: RunId, step_key: str) -> bool:
+        return await self._run(claims.try_claim(self._ctx, run_id, step_key))
+
+    async def claim_step(
+        self,
+        run_id: RunId,
+        step_key: str,
+        *,
+        step_type: str = "",
+        input_json: str | None = None,
+        job_id: str | None = None,
+    ) -> StepClaim | None:
+        return await self._run(claims.claim_step(self._ctx, run_id, step_key, step_type, input_json, job_id))
+
+    async def claim_steps(self, run_id: RunId, step_keys: Iterable[str]) -> Mapping[str, StepClaim]:
+        return await self._run(claims.claim_steps(self._ctx, run_id, step_keys))
+
+    async def release_step_claim(self, run_id: RunId, step_key: str) -> None:
+        await self._run(claims.release_step(self._ctx, run_id, step_key))
+
+    async def release_claim(self, claim: StepClaim) -> bool:
+        return await self._run(claims.release_claim(self._ctx, claim))
+
+    async def holds(self, claim: StepClaim) -> bool:
+        return await self._run(claims.holds(self._ctx, claim))
+
+    async def get_claim(self, run_id: RunId, step_key: str) -> ClaimInfo | None:
+        return await self._run(claims.get_claim(self._ctx, run_id, step_key))
+
+    async def get_claims(self, run_id: RunId | None = None) -> Sequence[ClaimInfo]:
+        return await self._run(claims.list_claims(self._ctx, run_id))
+
+    async def get_claimed_step_keys(self, run_id: RunId) -> frozenset[str]:
+        return await self._run(claims.claimed_step_keys(self._ctx, run_id))
+
+    # --- finishing -----------------------------------------------------------------------------------------------
+
+    async def complete_step(
+        self, claim: StepClaim, status: StepStatus | str, *, output_json: str | None = None, error: str | None = None
+    ) -> None:
+        await self._run(steps.complete(self._ctx, claim, status, output_json, error))
+
+    async def defer_step(self, claim: StepClaim, *, reason: str | None = None) -> None:
+        await self._run(steps.defer(self._ctx, claim, reason))
+
+    # --- the engine's writers ------------------------------------------------------------------------------------
+
+    async def start_run(
+        self,
+        flow_id: RunId,
+        flow_name: str,
+        run_id: RunId,
+        trigger_key: str,
+        trigger_data_json: str | None = None,
+        job_id: str | None = None,
+        *,
+        source_run_id: RunId | None = None,
+    ) -> RunRecord:
+        return await self._run(
+            runs.start_run(
+                self._ctx, flow_id, flow_name, run_id, trigger_key, trigger_data_json, job_id, source_run_id
+            )
+        )
+
+    async def complete_run(self, run_id: RunId, status: RunStatus | str) -> bool:
+        return await self._run(runs.complete_run(self._ctx, run_id, status))
+
+    async def record_step_start(
+        self, run_id: RunId, step_key: str, step_type: str, input_json: str | None = None, job_id: str | None = None
+    ) -> int:
+        return await self._run(steps.record_start(self._ctx, run_id, step_key, step_type, input_json, job_id))
+
+    async def record_step_complete(
+        self,
+        run_id: RunId,
+        step_key: str,
+        status: StepStatus | str,
+        output_json: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        await self._run(steps.record_complete(self._ctx, run_id, step_key, status, output_json, error))
+
+    async def record_skipped_step(
+        self,
+        run_id: RunId,
+        step_key: str,
+        step_type: str,
+        reason: str | None,
+        evaluation_trace_json: str | None = None,
+    ) -> None:
+        await self._run(steps.skip(self._ctx, run_id, step_key, step_type, reason, evaluation_trace_json))
+
+    async def record_skipped_step_with_trace(
+        self,
+        run_id: RunId,
+        step_key: str,
+        step_type: str,
+        reason: str | None,
+        evaluation_trace_json: str | None,
+    ) -> None:
+        await self._run(steps.skip(self._ctx, run_id, step_key, step_type, reason, evaluation_trace_json))
+
+    async def try_record_dispatch(self, run_id: RunId, step_key: str) -> bool:
+        return await self._run(runs.try_record_dispatch(self._ctx, run_id, step_key))
+
+    async def annotate_dispatch(self, run_id: RunId, step_key: str, job_id: str) -> None:
+        await self._run(runs.annotate_dispatch(self._ctx, run_id, step_key, job_id))
+
+    async def release_dispatch(self, run_id: RunId, step_key: str) -> None:
+        await self._run(runs.release_dispatch(self._ctx, run_id, step_key))
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def get_step_statuses(self, run_id: RunId) -> Mapping[str, StepStatus]:
+        return await self._run(steps.statuses(self._ctx, run_id))
+
+    async def get_run_status(self, run_id: RunId) -> str | None:
+        return await self._run(runs.run_status(self._ctx, run_id))
+
+    async def get_run(self, run_id: RunId) -> RunRecord | None:
+        return await self._run(runs.get_run(self._ctx, run_id))
+
+    async def get_active_runs(self) -> Sequence[RunRecord]:
+        return await self._run(runs.active_runs(self._ctx))
+
+    async def get_runs(self) -> Sequence[RunRecord]:
+        return await self._run(runs.list_runs(self._ctx))
+
+    async def get_dispatched_step_keys(self, run_id: RunId) -> frozenset[str]:
+        return await self._run(runs.dispatched_step_keys(self._ctx, run_id))
+
+
+class AsyncEtcdRunStore(AsyncRunStore):
+    """A store on etcd, for any number of tasks of one event loop."""
+
+    def __init__(self, settings: Settings, access: Access = NO_ACCESS, *, session: bool = True) -> None:
+        """Prepare the store. Use `connect` or `from_client`."""
+        self._pid = os.getpid()
+        self._settings = settings
+        self._access = access
+        self._wants_session = session
+        self._opened = False
+        self._closed = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._session_changed = asyncio.Event()
+        self._ctx = Context(
+            Keyspace(settings.prefix), settings.owner_name, value_limit=settings.value_limit, now=utc_now, new_id=new_id
+        )
+        self._client: AsyncClient | None = None
+        self._keeper: Keeper | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def connect(
+        cls, endpoints: Settings | Endpoints | None = None, *, session: bool = True, **overrides: Unpack[Overrides]
+    ) -> Self:
+        return cls(Settings.resolve(endpoints, overrides), session=session)
+
+    @classmethod
+    def from_client(cls, client: Any, *, session: bool = True, **overrides: Unpack[Overrides]) -> Self:
+        endpoints, access = borrowed(client)
+        return cls(Settings.resolve(endpoints, overrides), access, session=session)
+
+    @property
+    def session(self) -> Session:
+        self._check()
+        if self._keeper is None:
+            raise ConfigurationError("this store was opened with session=False: it has no session and can't claim")
+        return self._keeper.session
+
+    async def _open(self) -> Self:
+        if self._opened or self._closed:
+            raise StoreClosedError("a store is opened once: make another one")
+        self._loop = asyncio.get_running_loop()
+        self._client = AsyncClient(self._settings, self._access)
+        deadline = time.monotonic() + self._settings.timeout
+        try:
+            if self._wants_session:
+                await self._open_session(deadline)
+            else:
+                await self._perform(runs.ping(self._ctx), deadline)
+        except BaseException:
+            await self._client.close()
+            raise
+        self._opened = True
+        return self
+
+    async def _open_session(self, deadline: float) -> None:
+        keeper = Keeper(
+            self._settings, self._access, self._ctx.keys, self._ctx.owner,
+            deliver=self._in_loop, lost_event=asyncio.Event, changed=lambda: self._in_loop(self._session_changed.set),
+        )
+        opening = asyncio.ensure_future(asyncio.to_thread(keeper.open, deadline))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # the thread can't be stopped: let it end, then close what it opened
+            opening.add_done_callback(lambda done: done.exception() or keeper.close(time.monotonic() + 1.0))
+            raise
+        self._keeper = keeper
+
+    def _in_loop(self, tell: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(tell)
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise fork_error(self._pid)
+        if self._closed:
+            raise StoreClosedError("the store is closed: open another one")
+        if not self._opened:
+            raise StoreClosedError("the store is not open yet: use `async with` or `await` on what connect gives")
+        if asyncio.get_running_loop() is not self._loop:
+            raise StoreClosedError("the store was opened in another event loop: open one in this loop")
+
+    async def _run(self, program: Program[R]) -> R:
+        self._check()
+        self._calls += 1
+        try:
+            return await self._perform(program, time.monotonic() + self._settings.timeout)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _perform(self, program: Program[R], deadline: float) -> R:
+        assert self._client is not None
+        return await run_program_async(self._client, self._keeper, program, deadline, self._wait_view)
+
+    async def _wait_view(self, deadline: float) -> SessionView:
+        assert self._keeper is not None
+        while (view := self._keeper.view()) is None:
+            self._session_changed.clear()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise no_session(self._keeper.session)
+            try:
+                await asyncio.wait_for(self._session_changed.wait(), min(left, 0.5))
+            except TimeoutError:
+                continue
+        return view
+
+    async def close(self) -> None:
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        deadline = time.monotonic() + self._settings.timeout
+        try:
+            while self._calls and time.monotonic() < deadline:
+                self._idle.clear()
+                try:
+                    await asyncio.wait_for(self._idle.wait(), deadline - time.monotonic())
+                except TimeoutError:
+                    break
+        finally:
+            await asyncio.shield(self._close_all(deadline))
+
+    async def _close_all(self, deadline: float) -> None:
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.close, deadline)
+        if self._client is not None:
+            await self._client.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Open the store: `store = await AsyncEtcdRunStore.connect(...)`."""
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        """Open the store, unless it was awaited before."""
+        return self if self._opened else await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the store."""
+        await self.close()
+
+    def __del__(self) -> None:
+        """Tell of a store that nobody closed."""
+        if getattr(self, "_opened", False) and not self._closed and os.getpid() == self._pid:
+            warnings.warn(f"{self!r} was never closed: its session lives until its lease ends", ResourceWarning, 2)
+
+
+def _share_docstrings(face: type, twin: type) -> None:
+    for name, member in vars(face).items():
+        mirrored = vars(twin).get(name)
+        if mirrored is None or name.startswith("_"):
+            continue
+        target = mirrored if isinstance(mirrored, property) else getattr(mirrored, "__func__", mirrored)
+        target.__doc__ = getattr(member, "__func__", member).__doc__
+
+
+_share_docstrings(RunStore, AsyncRunStore)
+_share_docstrings(EtcdRunStore, AsyncEtcdRunStore)
