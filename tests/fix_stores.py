@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
@@ -85,7 +85,7 @@ async def store(open_store: OpenStore) -> AnyStore:
     return await open_store()
 
 
-async def gated(calls: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
+async def gated(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
     """Start all calls behind one gate and give their answers."""
     gate = asyncio.Event()
 

@@ -241,7 +241,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
             await asyncio.shield(opening)
         except asyncio.CancelledError:
             # the thread can't be stopped: let it end, then close what it opened
-            opening.add_done_callback(lambda done: done.exception() or keeper.close(time.monotonic() + 1.0))
+            opening.add_done_callback(lambda done: None if done.exception() else keeper.close(time.monotonic() + 1.0))
             raise
         self._keeper = keeper
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fix_stores import AnyStore, OpenStore
-from stepclaim import ConfigurationError, RecordTooLargeError, StepClaimError, StoreClosedError
+from stepclaim import ClaimLostError, ConfigurationError, RecordTooLargeError, StoreClosedError
 
 BAD_RUNS: list[Any] = ["", None, 7, b"run", "r" * 1001, "ä" * 501, "\ud800"]
 
@@ -111,7 +111,7 @@ async def test_use_after_close(open_store: OpenStore) -> None:
 async def test_errors_can_be_pickled(store: AnyStore) -> None:
     claim = await store.claim_step("r", "a")
     await store.release_claim(claim)
-    with pytest.raises(StepClaimError) as lost:
+    with pytest.raises(ClaimLostError) as lost:
         await store.complete_step(claim, "Succeeded")
     again = pickle.loads(pickle.dumps(lost.value))  # noqa: S301 - our own bytes
     assert type(again) is type(lost.value)

@@ -90,7 +90,7 @@ async def test_a_final_step_is_never_claimable(open_store: OpenStore, status: St
     one = await open_store()
     claim = await one.claim_step(RUN, "a")
     await one.complete_step(claim, status)
-    await one.raw_close() if hasattr(one.raw, "raw_close") else await one.close()
+    await one.close()
     two = await open_store()
     assert await two.try_claim_step(RUN, "a") is False
     assert await two.claim_step(RUN, "a") is None

@@ -71,12 +71,13 @@ class Get(Struct, frozen=True, gc=False):
 Action: TypeAlias = Put | Delete | Get
 
 
-class Op(Struct, Generic[R]):
+class Op(Struct, Generic[R], frozen=True):
     """An operation knows the type of its reply."""
 
     def __iter__(self) -> Generator[Op[Any], Any, R]:
         """Let `yield from` hand the operation out and give the reply back."""
-        return (yield self)
+        reply: R = yield self
+        return reply
 
 
 class SessionView(Struct, frozen=True):

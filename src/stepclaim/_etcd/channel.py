@@ -134,7 +134,7 @@ def attempt_timeout(settings: Settings, deadline: float, number: int, last: Fail
     if left <= 0:
         late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
         raise Failed(last or Failure(late))
-    return min(left * 0.6 if fenced else left, settings.attempt_timeout * 2 ** min(number, 6))
+    return min(left * 0.6 if fenced else left, settings.attempt_timeout * float(2 ** min(number, 6)))
 
 
 def final_error(failure: Failure, *, in_doubt: bool) -> Exception:
