@@ -244,3 +244,26 @@ async def test_a_skip_is_refused_where_there_is_a_result_or_a_holder(open_store:
     await one.record_skipped_step(RUN, "held", "T", "by its holder")
     assert await two.get_step_statuses(RUN) == {"done": "Succeeded", "held": "Skipped"}
     assert await two.try_claim_step(RUN, "held") is False
+
+
+@pytest.mark.parametrize("taken", ["by nobody", "by another", "by another who has not started it"])
+async def test_a_holder_whose_claim_went_is_refused_whoever_has_it(open_store: OpenStore, taken: str) -> None:
+    one, two = await open_store(owner="one"), await open_store(owner="two")
+    claims = [await one.claim_step(RUN, key) for key in ("complete", "defer", "record", "start")]
+    for claim in claims:
+        await two.release_step_claim(RUN, claim.step_key)
+        if taken == "by another":
+            await two.claim_step(RUN, claim.step_key)
+        elif taken != "by nobody":
+            await two.try_claim_step(RUN, claim.step_key)
+    before = [await two.get_claim(RUN, claim.step_key) for claim in claims], await two.get_step_statuses(RUN)
+    for late in (
+        partial(one.complete_step, claims[0], "Succeeded"),
+        partial(one.defer_step, claims[1]),
+        partial(one.record_step_complete, RUN, "record", "Failed"),
+        partial(one.record_step_start, RUN, "start", "T"),
+    ):
+        with pytest.raises(ClaimLostError):
+            await late()
+    after = [await two.get_claim(RUN, claim.step_key) for claim in claims], await two.get_step_statuses(RUN)
+    assert after == before

@@ -103,24 +103,23 @@ async def test_a_claim_that_comes_late_finds_the_door_shut(
 ) -> None:
     """The first request hangs; the second wins, is released; then the first arrives at last."""
     fault = proxy.hold_request("Txn", 1)
-    claim = await store.claim_step(RUN, "a")
+    assert await store.try_claim_step(RUN, "a") is True
     assert fault.happened.is_set()
-    assert await store.release_claim(claim) is True
+    await store.release_step_claim(RUN, "a")
     await asyncio.to_thread(proxy.let_go)
     assert await other.get_claim(RUN, "a") is None
-    assert (await other.claim_step(RUN, "a")).attempt == 2
+    assert (await other.claim_step(RUN, "a")).attempt == 1
 
 
 async def test_a_late_claim_after_a_lost_race_finds_the_door_shut(
     store: AnyStore, other: AnyStore, proxy: EtcdProxy
 ) -> None:
-    theirs: list[Any] = []
     fault = proxy.hold_request("Txn", 1)
     trying = asyncio.create_task(store.claim_step(RUN, "a"))
     await asyncio.to_thread(eventually, fault.happened.is_set)
-    theirs.append(await other.claim_step(RUN, "a"))
+    assert await other.try_claim_step(RUN, "a") is True
     assert await trying is None
-    await other.release_claim(theirs[0])
+    await other.release_step_claim(RUN, "a")
     await asyncio.to_thread(proxy.let_go)
     assert await other.get_claim(RUN, "a") is None
 
