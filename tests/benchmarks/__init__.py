@@ -1,0 +1,1 @@
+"""What stepclaim costs against the bare stub, measured side by side."""
