@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+import traceback
 import warnings
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core import claims, runs, steps
+from stepclaim._core import again, claims, control, retention, runs, steps
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
+from stepclaim._core.ops import Compacted, prefix_end
+from stepclaim._core.watching import Cursor
 from stepclaim._etcd.aio_client import AsyncClient
 from stepclaim._etcd.channel import NO_ACCESS, Access
 from stepclaim._etcd.keeper import Keeper, no_session
 from stepclaim._etcd.perform import run_program_async
+from stepclaim._etcd.watch import stream_async
 from stepclaim.abc import AsyncFlowRunRuntimeStore, RunId
-from stepclaim.errors import ConfigurationError, StoreClosedError
-from stepclaim.identity import borrowed, fork_error, new_id, utc_now
+from stepclaim.body import ActiveStep
+from stepclaim.errors import ClaimLostError, ConfigurationError, DeadlineExceededError, StoreClosedError
+from stepclaim.identity import borrowed, cut, fork_error, new_id, seconds, utc_now
+from stepclaim.models import StepStatus
 from stepclaim.settings import Endpoints, Overrides, Settings
 from stepclaim.sync_store import EtcdRunStore, RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+    from datetime import datetime
     from types import TracebackType
     from typing import Self, Unpack
 
-    from stepclaim._core.ops import Program, SessionView
-    from stepclaim.models import ClaimInfo, RunRecord, RunStatus, StepClaim, StepStatus
+    from stepclaim._core.ops import Batch, Program, SessionView
+    from stepclaim.events import RunEvent
+    from stepclaim.models import ClaimInfo, RunControl, RunRecord, RunStatus, StepClaim
     from stepclaim.session import Session
 
 R = TypeVar("R")
@@ -38,7 +49,16 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
 
     _ctx: Context
 
-    async def _run(self, program: Program[R]) -> R:
+    async def _run(self, program: Program[R], timeout: float | None = None) -> R:
+        raise NotImplementedError
+
+    def _run_later(self, program: Callable[[], Program[Any]]) -> None:
+        raise NotImplementedError
+
+    def _watch_claim(self, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
+        raise NotImplementedError
+
+    def _batches(self, prefix: bytes, start: int, deadline: float | None) -> AsyncGenerator[Batch]:
         raise NotImplementedError
 
     # --- claims --------------------------------------------------------------------------------------------------
@@ -59,6 +79,20 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
 
     async def claim_steps(self, run_id: RunId, step_keys: Iterable[str]) -> Mapping[str, StepClaim]:
         return await self._run(claims.claim_steps(self._ctx, run_id, step_keys))
+
+    async def wait_for_step(
+        self,
+        run_id: RunId,
+        step_key: str,
+        *,
+        timeout: float,
+        step_type: str = "",
+        input_json: str | None = None,
+        job_id: str | None = None,
+    ) -> StepClaim:
+        return await self._run(
+            claims.wait_for_step(self._ctx, run_id, step_key, step_type, input_json, job_id), seconds(timeout)
+        )
 
     async def release_step_claim(self, run_id: RunId, step_key: str) -> None:
         await self._run(claims.release_step(self._ctx, run_id, step_key))
@@ -81,12 +115,86 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
     # --- finishing -----------------------------------------------------------------------------------------------
 
     async def complete_step(
-        self, claim: StepClaim, status: StepStatus | str, *, output_json: str | None = None, error: str | None = None
-    ) -> None:
-        await self._run(steps.complete(self._ctx, claim, status, output_json, error))
+        self,
+        claim: StepClaim,
+        status: StepStatus | str,
+        *,
+        output_json: str | None = None,
+        error: str | None = None,
+        dispatch: Iterable[str] = (),
+    ) -> frozenset[str]:
+        return await self._run(steps.complete(self._ctx, claim, status, output_json, error, dispatch))
 
-    async def defer_step(self, claim: StepClaim, *, reason: str | None = None) -> None:
-        await self._run(steps.defer(self._ctx, claim, reason))
+    @asynccontextmanager
+    async def step(
+        self,
+        run_id: RunId,
+        step_key: str,
+        *,
+        step_type: str = "",
+        input_json: str | None = None,
+        job_id: str | None = None,
+        wait: float | None = None,
+    ) -> AsyncIterator[ActiveStep | None]:
+        if wait is None:
+            claim = await self.claim_step(run_id, step_key, step_type=step_type, input_json=input_json, job_id=job_id)
+        else:
+            claim = await self.wait_for_step(
+                run_id, step_key, timeout=wait, step_type=step_type, input_json=input_json, job_id=job_id
+            )
+        if claim is None:
+            yield None
+            return
+        active = ActiveStep(claim, asyncio.Event())
+        task = asyncio.current_task()
+        assert task is not None
+        running = True
+
+        def tell() -> None:
+            active.lost.set()
+            if running:
+                task.cancel()
+
+        unwatch = self._watch_claim(claim, tell)
+        try:
+            yield active
+        except asyncio.CancelledError:
+            running = False
+            if active.lost.is_set() and task.uncancel() == 0:
+                active.defer()  # refused, as it must be: the error says who has it now
+            else:
+                active.defer("the body was cancelled")
+                with contextlib.suppress(ClaimLostError):
+                    await carried_through(self._end(active))
+                raise
+            await carried_through(self._end(active))
+        except Exception:
+            running = False
+            active.fail(cut(traceback.format_exc(), self._ctx.value_limit))
+            await carried_through(self._end(active))
+            raise
+        else:
+            running = False
+            await carried_through(self._end(active))
+        finally:
+            unwatch()
+
+    async def _end(self, active: ActiveStep) -> None:
+        claim = active.claim
+        try:
+            if active.status is StepStatus.PENDING:
+                await self.defer_step(claim, reason=active.reason, dispatch=active.dispatch_again)
+            else:
+                await self.complete_step(claim, active.status, output_json=active.output_json, error=active.error)
+        except ClaimLostError:
+            active.lost.set()
+            raise
+        except BaseException:
+            self._run_later(partial(claims.release_claim, self._ctx, claim))
+            raise
+
+    async def defer_step(self, claim: StepClaim, *, reason: str | None = None, dispatch: bool = False) -> None:
+        await self._run(steps.defer(self._ctx, claim, reason, dispatch))
 
     # --- the engine's writers ------------------------------------------------------------------------------------
 
@@ -100,10 +208,12 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
         job_id: str | None = None,
         *,
         source_run_id: RunId | None = None,
+        idempotency_key: str | None = None,
     ) -> RunRecord:
         return await self._run(
             runs.start_run(
-                self._ctx, flow_id, flow_name, run_id, trigger_key, trigger_data_json, job_id, source_run_id
+                self._ctx, flow_id, flow_name, run_id, trigger_key, trigger_data_json, job_id, source_run_id,
+                idempotency_key,
             )
         )
 
@@ -145,6 +255,39 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
     ) -> None:
         await self._run(steps.skip(self._ctx, run_id, step_key, step_type, reason, evaluation_trace_json))
 
+    async def retry_step(self, run_id: RunId, step_key: str) -> None:
+        await self._run(again.retry_step(self._ctx, run_id, step_key))
+
+    async def reset_cascade_skipped_dependents(self, run_id: RunId, step_keys: Iterable[str]) -> None:
+        await self._run(again.reset_skipped(self._ctx, run_id, step_keys))
+
+    async def configure_run(
+        self,
+        run_id: RunId,
+        flow_id: RunId,
+        trigger_key: str,
+        idempotency_key: str | None = None,
+        timeout_at: datetime | None = None,
+    ) -> None:
+        await self._run(control.configure_run(self._ctx, run_id, flow_id, trigger_key, idempotency_key, timeout_at))
+
+    async def request_cancel(self, run_id: RunId, reason: str | None = None) -> bool:
+        return await self._run(control.request_cancel(self._ctx, run_id, reason))
+
+    async def mark_timed_out(self, run_id: RunId, reason: str | None = None) -> bool:
+        return await self._run(control.mark_timed_out(self._ctx, run_id, reason))
+
+    async def try_register_idempotency_key(
+        self, flow_id: RunId, trigger_key: str, idempotency_key: str, run_id: RunId
+    ) -> bool:
+        return await self._run(control.register_key(self._ctx, flow_id, trigger_key, idempotency_key, run_id))
+
+    async def delete_run(self, run_id: RunId) -> bool:
+        return await self._run(retention.delete_run(self._ctx, run_id))
+
+    async def purge_runs(self, completed_before: datetime, *, limit: int | None = None) -> int:
+        return await self._run(retention.purge_runs(self._ctx, completed_before, limit))
+
     async def try_record_dispatch(self, run_id: RunId, step_key: str) -> bool:
         return await self._run(runs.try_record_dispatch(self._ctx, run_id, step_key))
 
@@ -153,6 +296,28 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
 
     async def release_dispatch(self, run_id: RunId, step_key: str) -> None:
         await self._run(runs.release_dispatch(self._ctx, run_id, step_key))
+
+    # --- watching ------------------------------------------------------------------------------------------------
+
+    async def watch_run(
+        self, run_id: RunId, *, after_revision: int | None = None, timeout: float | None = None
+    ) -> AsyncIterator[RunEvent]:
+        deadline = None if timeout is None else time.monotonic() + seconds(timeout)
+        cursor = Cursor(self._ctx, run_id, after_revision)
+        while deadline is None or time.monotonic() < deadline:
+            try:
+                if cursor.must_list:
+                    for event in await self._run(cursor.look()):
+                        yield event
+                async with contextlib.aclosing(self._batches(cursor.prefix, cursor.revision + 1, deadline)) as batches:
+                    async for batch in batches:
+                        for event in cursor.take(batch.events):
+                            yield event
+            except Compacted:
+                cursor.compacted()
+            except DeadlineExceededError:
+                if deadline is None or time.monotonic() < deadline:
+                    raise
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -170,6 +335,15 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
 
     async def get_runs(self) -> Sequence[RunRecord]:
         return await self._run(runs.list_runs(self._ctx))
+
+    async def orphaned_steps(self, run_id: RunId) -> frozenset[str]:
+        return await self._run(again.orphaned_steps(self._ctx, run_id))
+
+    async def get_run_control(self, run_id: RunId) -> RunControl | None:
+        return await self._run(control.get_control(self._ctx, run_id))
+
+    async def find_run_by_idempotency_key(self, flow_id: RunId, trigger_key: str, idempotency_key: str) -> str | None:
+        return await self._run(control.find_key(self._ctx, flow_id, trigger_key, idempotency_key))
 
     async def get_dispatched_step_keys(self, run_id: RunId) -> frozenset[str]:
         return await self._run(runs.dispatched_step_keys(self._ctx, run_id))
@@ -260,11 +434,11 @@ class AsyncEtcdRunStore(AsyncRunStore):
         if asyncio.get_running_loop() is not self._loop:
             raise StoreClosedError("the store was opened in another event loop: open one in this loop")
 
-    async def _run(self, program: Program[R]) -> R:
+    async def _run(self, program: Program[R], timeout: float | None = None) -> R:
         self._check()
         self._calls += 1
         try:
-            return await self._perform(program, time.monotonic() + self._settings.timeout)
+            return await self._perform(program, time.monotonic() + (timeout or self._settings.timeout))
         finally:
             self._calls -= 1
             if not self._calls:
@@ -287,10 +461,26 @@ class AsyncEtcdRunStore(AsyncRunStore):
                 continue
         return view
 
+    def _run_later(self, program: Callable[[], Program[Any]]) -> None:
+        if self._keeper is not None:
+            self._keeper.later(program)
+
+    def _watch_claim(self, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
+        assert self._keeper is not None  # there is no claim without a session
+        key = self._ctx.keys.step(claim.run_id, claim.step_key).claim
+        return self._keeper.watch_claim(key, claim, lambda: self._in_loop(lost))
+
+    def _batches(self, prefix: bytes, start: int, deadline: float | None) -> AsyncGenerator[Batch]:
+        self._check()
+        assert self._client is not None
+        return stream_async(self._client, prefix, prefix_end(prefix), start, deadline)
+
     async def close(self) -> None:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        if self._client is not None:
+            self._client.stop_waiting()
         deadline = time.monotonic() + self._settings.timeout
         try:
             while self._calls and time.monotonic() < deadline:
@@ -326,6 +516,21 @@ class AsyncEtcdRunStore(AsyncRunStore):
         """Tell of a store that nobody closed."""
         if getattr(self, "_opened", False) and not self._closed and os.getpid() == self._pid:
             warnings.warn(f"{self!r} was never closed: its session lives until its lease ends", ResourceWarning, 2)
+
+
+async def carried_through(work: Coroutine[Any, Any, R]) -> R:
+    """Await something to its end, also when the task is cancelled meanwhile; only then let the cancellation go on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()
+        raise cancelled
+    return task.result()
 
 
 def _share_docstrings(face: type, twin: type) -> None:

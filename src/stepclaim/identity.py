@@ -20,6 +20,19 @@ def new_id() -> str:
     return os.urandom(9).hex()
 
 
+def seconds(timeout: float) -> float:
+    """Check a time-out."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    return float(timeout)
+
+
+def cut(text: str, limit: int) -> str:
+    """Keep a traceback's end, which says most, within the limit of a field."""
+    kept = text.encode(errors="backslashreplace")
+    return text if len(kept) <= limit else "…" + kept[3 - limit :].decode(errors="ignore")
+
+
 def fork_error(pid: int) -> StoreClosedError:
     """Tell a forked child that the store is its parent's."""
     return StoreClosedError(
@@ -31,8 +44,17 @@ def fork_error(pid: int) -> StoreClosedError:
 def borrowed(client: Any) -> tuple[tuple[str, ...], Access]:
     """Take endpoints, TLS credentials and token from an etcd3 client."""
     endpoints = getattr(client, "endpoints", None)
-    if not isinstance(endpoints, dict) or not endpoints:
-        raise ConfigurationError(f"from_client takes an etcd3 client, not {type(client).__name__}: {client!r}")
-    members = list(endpoints.values())
+    members = list(endpoints.values()) if isinstance(endpoints, dict) else []
+    if not members or not all(hasattr(member, "netloc") and hasattr(member, "credentials") for member in members):
+        raise ConfigurationError(
+            f"from_client takes an etcd3 client, not {type(client).__name__}: "
+            "make one by etcd3.client(...), or use connect"
+        )
     token = dict(getattr(client, "metadata", None) or ()).get("token")
-    return tuple(f"{member.host}:{member.port}" for member in members), Access(members[0].credentials, token)
+    return tuple(_address(member) for member in members), Access(members[0].credentials, token)
+
+
+def _address(member: Any) -> str:
+    """Give host:port, with the brackets around an IPv6 address that etcd3 leaves away."""
+    host, _, port = member.netloc.rpartition(":")
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

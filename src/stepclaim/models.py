@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+PREREQUISITES_UNMET = "Prerequisite status did not satisfy runAfter conditions."
+"""The reason of a skip that a retry of what came before undoes."""
+
+
 class _CaselessEnum(StrEnum):
     """Statuses are read without regard to case; an unknown one is an error, never a guess."""
 
@@ -138,6 +142,21 @@ class StepRecord:
     fencing_token: int | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunControl:
+    """What was asked of a run. A run that timed out counts as one whose cancellation was requested, too."""
+
+    run_id: str
+    flow_id: str | None = None
+    trigger_key: str | None = None
+    idempotency_key: str | None = None
+    timeout_at: datetime | None = None
+    cancel_requested: bool = False
+    cancel_reason: str | None = None
+    cancel_requested_at: datetime | None = None
+    timed_out_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,15 @@ import os
 import secrets
 import socket
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import Annotated, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stepclaim.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _DEFAULT_PORT = 2379
 
@@ -62,7 +65,9 @@ class Settings(BaseSettings):
     value_limit: int = Field(default=256 * 1024, gt=0, le=1024 * 1024, description="bytes that one field may have")
     user: str | None = Field(default=None, description="etcd user")
     password: SecretStr | None = Field(default=None, description="its password")
-    ca_file: Path | None = Field(default=None, description="the authority that signed etcd's certificates; turns TLS on")
+    ca_file: Path | None = Field(
+        default=None, description="the authority that signed etcd's certificates; turns TLS on"
+    )
     cert_file: Path | None = Field(default=None, description="client certificate")
     key_file: Path | None = Field(default=None, description="its private key")
     tls: bool = Field(default=False, description="TLS with the system's authorities where no ca_file is given")
@@ -72,7 +77,7 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+            wrong = "; ".join(map(_told, error.errors(include_input=False)))
             raise ConfigurationError(f"wrong settings: {wrong}") from error
 
     @field_validator("endpoints", mode="before")
@@ -125,7 +130,7 @@ class Settings(BaseSettings):
             raise ValueError("user and password go together")
         for name in ("ca_file", "cert_file", "key_file"):
             path: Path | None = getattr(self, name)
-            if path is not None and not os.access(path, os.R_OK):
+            if path is not None and (path.is_dir() or not os.access(path, os.R_OK)):
                 raise ValueError(f"{name}: {path} can't be read")
         return self
 
@@ -152,18 +157,32 @@ class Settings(BaseSettings):
         return cls(**{**base, **said})
 
 
+def _told(wrong: Mapping[str, Any]) -> str:
+    """Tell one wrong setting in plain words."""
+    name = ".".join(map(str, wrong["loc"]))
+    if wrong["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    said = wrong["msg"].removeprefix("Value error, ")
+    return f"{name}: {said}" if name else said
+
+
 def _endpoint(text: object) -> str:
     if not isinstance(text, str):
         raise ValueError("an endpoint is a text like 127.0.0.1:2379")  # noqa: TRY004 - pydantic collects ValueErrors
     bare = text.strip()
+    if "@" in bare:
+        raise ValueError("an endpoint is host:port only: give user and password by settings of their own")
     scheme, separator, rest = bare.partition("://")
     if separator:
         if scheme not in ("http", "https"):
-            raise ValueError(f"{bare!r}: give host:port")
+            raise ValueError(f"{bare!r} is no endpoint: give host:port, http://host:port or https://host:port")
         bare = rest.rstrip("/")
     host, colon, port = bare.rpartition(":")
     if not colon or bare.endswith("]"):
         host, port = bare, str(_DEFAULT_PORT)
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:  # noqa: PLR2004
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"{text!r} is no endpoint: write an IPv6 address in brackets, such as [::1]:2379")
+    usable = port.isascii() and port.isdigit() and 0 < int(port) < 65536  # noqa: PLR2004
+    if not host.strip("[]") or not usable or "/" in host or any(letter.isspace() for letter in host):
         raise ValueError(f"{text!r} is no endpoint: give host:port, such as 127.0.0.1:2379")
     return f"{host}:{port}"

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
 from stepclaim._core.ops import (
     Action,
+    Batch,
     Compare,
     Delete,
+    Event,
     Fence,
     Get,
     KeyValue,
@@ -25,29 +29,48 @@ from stepclaim._core.ops import (
     OpenSession,
     Program,
     Put,
+    PutOnce,
     Range,
     RangeReply,
     SessionView,
     Txn,
     TxnReply,
+    UntilChanged,
+    prefix_end,
 )
 from stepclaim.async_store import AsyncRunStore
 from stepclaim.embedded import EmbeddedEtcd
-from stepclaim.errors import StoreClosedError
+from stepclaim.errors import DeadlineExceededError, StepClaimError, StoreClosedError
 from stepclaim.identity import new_id, utc_now
 from stepclaim.session import Session
 from stepclaim.settings import Settings
 from stepclaim.sync_store import RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from types import TracebackType
     from typing import Self
+
+    from stepclaim.models import StepClaim
 
 R = TypeVar("R")
 
 _UNBATCHED = 128
 """etcd refuses a transaction with more operations."""
+
+
+_TIMEOUT = 10.0
+_LONGEST_WAIT = 1.0
+
+
+def _left(deadline: float | None) -> float:
+    """Give the time for one wait: not for ever, so that a store that was closed is noticed."""
+    if deadline is None:
+        return _LONGEST_WAIT
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+    return min(left, _LONGEST_WAIT)
 
 
 class InMemoryBackend:
@@ -58,6 +81,8 @@ class InMemoryBackend:
         self._kvs: dict[bytes, KeyValue] = {}
         self._revision = 1
         self._leases = 0
+        self._history: list[Event] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def grant(self) -> int:
         """Give a new lease."""
@@ -71,13 +96,18 @@ class InMemoryBackend:
             gone = [key for key, kv in self._kvs.items() if kv.lease == lease]
             self._revision += bool(gone)
             for key in gone:
-                del self._kvs[key]
+                self._write(key, None)
+        self._tell()
 
     def txn(self, op: Txn) -> TxnReply:
         """Carry out one transaction."""
         with self._lock:
             succeeded = all(self._holds(each) for each in op.compares) and self._unfenced(op.fence)
-            return self._apply(op.success if succeeded else op.failure, succeeded=succeeded)
+            before = self._revision
+            reply = self._apply(op.success if succeeded else op.failure, succeeded=succeeded)
+        if reply.revision != before:
+            self._tell()
+        return reply
 
     def fence(self, op: Fence) -> TxnReply:
         """Rewrite a session key while it still is that session's."""
@@ -90,10 +120,11 @@ class InMemoryBackend:
     def range(self, op: Range) -> RangeReply:
         """Read keys in their order."""
         with self._lock:
+            state = self._kvs if op.revision in (0, self._revision) else self._as_of(op.revision)
             if op.range_end:
-                kvs = [self._kvs[key] for key in sorted(self._kvs) if op.key <= key < op.range_end]
+                kvs = [state[key] for key in sorted(state) if op.key <= key < op.range_end]
             else:
-                kvs = [self._kvs[op.key]] if op.key in self._kvs else []
+                kvs = [state[op.key]] if op.key in state else []
             if op.newest_first:
                 kvs.sort(key=lambda kv: kv.create_revision, reverse=True)
                 kvs = kvs[: op.limit or None]
@@ -103,6 +134,51 @@ class InMemoryBackend:
         """Look at one key."""
         with self._lock:
             return self._kvs.get(key)
+
+    def events(self, key: bytes, range_end: bytes, after: int) -> list[Event]:
+        """Give what happened to keys after a revision, in its order."""
+        with self._lock:
+            first = bisect_right(self._history, after, key=lambda event: event.revision)
+            return [
+                event
+                for event in self._history[first:]
+                if event.key == key or (range_end and key <= event.key < range_end)
+            ]
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call back after each write, from whoever writes, until the function that is given back is called."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _writes(self, each: Action) -> bool:
+        if isinstance(each, PutOnce):
+            return each.key not in self._kvs
+        return isinstance(each, Put) or (isinstance(each, Delete) and bool(self._named(each)))
+
+    def _named(self, each: Delete) -> list[bytes]:
+        if each.range_end:
+            return [key for key in self._kvs if each.key <= key < each.range_end]
+        return [each.key] if each.key in self._kvs else []
+
+    def _write(self, key: bytes, kv: KeyValue | None) -> None:
+        if kv is None:
+            del self._kvs[key]
+        else:
+            self._kvs[key] = kv
+        self._history.append(Event(key, kv, self._revision))
+
+    def _as_of(self, revision: int) -> dict[bytes, KeyValue]:
+        state: dict[bytes, KeyValue] = {}
+        for event in self._history[: bisect_right(self._history, revision, key=lambda event: event.revision)]:
+            if event.kv is None:
+                state.pop(event.key, None)
+            else:
+                state[event.key] = event.kv
+        return state
+
+    def _tell(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
 
     def _holds(self, compare: Compare) -> bool:
         kv = self._kvs.get(compare.key)
@@ -119,19 +195,22 @@ class InMemoryBackend:
         if len(actions) > _UNBATCHED:
             raise ValueError(f"{len(actions)} operations in one transaction: etcd would refuse them")
         found: list[KeyValue | None] = []
-        self._revision += any(
-            isinstance(each, Put) or (isinstance(each, Delete) and each.key in self._kvs) for each in actions
-        )
+        put = tuple(each.key not in self._kvs for each in actions if isinstance(each, PutOnce))
+        self._revision += any(self._writes(each) for each in actions)
         for each in actions:
             old = self._kvs.get(each.key)
             if isinstance(each, Get):
                 found.append(old)
             elif isinstance(each, Delete):
-                self._kvs.pop(each.key, None)
+                for key in self._named(each):
+                    self._write(key, None)
+            elif isinstance(each, PutOnce) and old is not None:
+                continue
             else:
                 created = old.create_revision if old else self._revision
-                self._kvs[each.key] = KeyValue(each.key, each.value, created, self._revision, each.lease)
-        return TxnReply(succeeded, self._revision, tuple(found))
+                lease = each.lease if isinstance(each, Put) else 0
+                self._write(each.key, KeyValue(each.key, each.value, created, self._revision, lease))
+        return TxnReply(succeeded, self._revision, tuple(found), put=put)
 
 
 class _InMemoryStore:
@@ -193,6 +272,25 @@ class _InMemoryStore:
         )
         return view, session
 
+    def _run_later(self, program: Callable[[], Program[Any]]) -> None:
+        self._drive(program(), time.monotonic() + _TIMEOUT)
+
+    def _watch_claim(self, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
+        key = self._ctx.keys.step(claim.run_id, claim.step_key).claim
+        told = False
+
+        def look() -> None:
+            nonlocal told
+            kv = self.backend.get(key)
+            if not told and (kv is None or kv.mod_revision != claim.fencing_token):
+                told = True
+                self._deliver(lost)
+
+        return self.backend.listen(look)
+
+    def _deliver(self, tell: Callable[[], None]) -> None:
+        tell()
+
     def _check(self) -> None:
         if self._closed:
             raise StoreClosedError("the store is closed: open another one")
@@ -212,14 +310,32 @@ class _InMemoryStore:
         if isinstance(op, Fence):
             return self.backend.fence(op)
         assert isinstance(op, Later)
-        return self._drive(op.program())
+        return self._drive(op.program(), time.monotonic() + _TIMEOUT)
 
-    def _drive(self, program: Program[R]) -> R:
+    def _wait(self, key: bytes, range_end: bytes, after: int, deadline: float | None) -> None:
+        changed = threading.Event()
+        unlisten = self.backend.listen(changed.set)
+        try:
+            if not self.backend.events(key, range_end, after):
+                changed.wait(_left(deadline))
+        finally:
+            unlisten()
+
+    def _drive(self, program: Program[R], deadline: float) -> R:
         self._check()
         try:
             op = next(program)
             while True:
-                op = program.send(self._perform(op))
+                try:
+                    reply: Any = None
+                    if isinstance(op, UntilChanged):
+                        self._wait(op.key, b"", op.revision, deadline)
+                    else:
+                        reply = self._perform(op)
+                except StepClaimError as error:
+                    op = program.throw(error)
+                else:
+                    op = program.send(reply)
         except StopIteration as stop:
             result: R = stop.value
             return result
@@ -228,8 +344,18 @@ class _InMemoryStore:
 class InMemoryRunStore(_InMemoryStore, RunStore):
     """A store in memory for threads. Give several the same `InMemoryBackend` to have them compete."""
 
-    def _run(self, program: Program[R]) -> R:
-        return self._drive(program)
+    def _run(self, program: Program[R], timeout: float | None = None) -> R:
+        return self._drive(program, time.monotonic() + (timeout or _TIMEOUT))
+
+    def _batches(self, prefix: bytes, start: int, deadline: float | None) -> Iterator[Batch]:
+        while deadline is None or time.monotonic() < deadline:
+            self._check()
+            events = self.backend.events(prefix, prefix_end(prefix), start - 1)
+            if events:
+                start = events[-1].revision + 1
+                yield Batch(events)
+            else:
+                self._wait(prefix, prefix_end(prefix), start - 1, deadline)
 
     def close(self) -> None:
         """End the session, and with it, in at-least-once mode, the claims still held."""
@@ -250,18 +376,57 @@ class AsyncInMemoryRunStore(_InMemoryStore, AsyncRunStore):
     """A store in memory for asyncio. Give several the same `InMemoryBackend` to have them compete."""
 
     def _lost_event(self) -> Any:
+        self._loop = asyncio.get_running_loop()
         return asyncio.Event()
 
-    async def _run(self, program: Program[R]) -> R:
+    def _deliver(self, tell: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(tell)
+
+    async def _run(self, program: Program[R], timeout: float | None = None) -> R:
         self._check()
+        deadline = time.monotonic() + (timeout or _TIMEOUT)
         try:
             op = next(program)
             while True:
                 await asyncio.sleep(0)  # others get their turn between two operations, as they would on etcd
-                op = program.send(self._perform(op))
+                try:
+                    reply: Any = None
+                    if isinstance(op, UntilChanged):
+                        await self._await(op.key, b"", op.revision, deadline)
+                    else:
+                        reply = self._perform(op)
+                except StepClaimError as error:
+                    op = program.throw(error)
+                else:
+                    op = program.send(reply)
         except StopIteration as stop:
             result: R = stop.value
             return result
+
+    async def _await(self, key: bytes, range_end: bytes, after: int, deadline: float | None) -> None:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        unlisten = self.backend.listen(wake)
+        try:
+            if not self.backend.events(key, range_end, after):
+                await asyncio.wait_for(changed.wait(), _left(deadline))
+        except TimeoutError:
+            return
+        finally:
+            unlisten()
+
+    async def _batches(self, prefix: bytes, start: int, deadline: float | None) -> AsyncGenerator[Batch]:
+        while deadline is None or time.monotonic() < deadline:
+            self._check()
+            events = self.backend.events(prefix, prefix_end(prefix), start - 1)
+            if events:
+                start = events[-1].revision + 1
+                yield Batch(events)
+            else:
+                await self._await(prefix, prefix_end(prefix), start - 1, deadline)
 
     async def close(self) -> None:
         """End the session, and with it, in at-least-once mode, the claims still held."""

@@ -9,11 +9,14 @@ can be settled by one read, and no late commit can leave a claim that nobody kno
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from msgspec import Struct
 
 from stepclaim._core.context import Holding, View
 from stepclaim._core.ops import (
     Abandoned,
+    UntilChanged,
     Compare,
     Delete,
     Fence,
@@ -33,20 +36,30 @@ from stepclaim._core.ops import (
 from stepclaim._core.records import VERSION, ClaimRecord, StepRow, Stored, decode, encode, stored
 from stepclaim._core.starting import Base, Start, base_of
 from stepclaim._core.keys import StepKeys, last_segment, run_name
-from stepclaim.errors import BackendError, ClaimLostError, ConfigurationError, OutcomeUnknownError
+from stepclaim.errors import (
+    BackendError,
+    ClaimLostError,
+    ClaimTimeoutError,
+    ConfigurationError,
+    DeadlineExceededError,
+    OutcomeUnknownError,
+)
 from stepclaim.models import ClaimInfo, ClaimState, StepClaim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from stepclaim._core.context import Context
     from stepclaim.abc import RunId
 
 
+R = TypeVar("R")
+
+
 def try_claim(ctx: Context, run_id: RunId, step_key: str) -> Program[bool]:
     """Claim, and only that."""
     ref = ctx.keys.step(run_id, step_key)
-    return (yield from _acquire(ctx, ref, None)) is not None
+    return isinstance((yield from _acquire(ctx, ref, None)), StepClaim)
 
 
 def claim_step(
@@ -54,7 +67,24 @@ def claim_step(
 ) -> Program[StepClaim | None]:
     """Claim and start: claim, row and attempt in one transaction."""
     ref = ctx.keys.step(run_id, step_key)
-    return (yield from _acquire(ctx, ref, Start.checked(ctx, step_type, input_json, job_id)))
+    got = yield from _acquire(ctx, ref, Start.checked(ctx, step_type, input_json, job_id))
+    return got if isinstance(got, StepClaim) else None
+
+
+def wait_for_step(
+    ctx: Context, run_id: RunId, step_key: str, step_type: str, input_json: str | None, job_id: str | None
+) -> Program[StepClaim]:
+    """Claim and start as soon as whoever has the step gives it up. The caller's time-out is the program's deadline."""
+    ref = ctx.keys.step(run_id, step_key)
+    start = Start.checked(ctx, step_type, input_json, job_id)
+    try:
+        while True:
+            got = yield from _acquire(ctx, ref, start)
+            if isinstance(got, StepClaim):
+                return got
+            yield from UntilChanged(key=ref.claim, revision=got.revision)
+    except DeadlineExceededError as late:
+        raise ClaimTimeoutError(f"{ref} was not given up in time: wait longer, or look at who has it") from late
 
 
 def claim_steps(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Program[dict[str, StepClaim]]:
@@ -63,9 +93,9 @@ def claim_steps(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Progra
     start = Start.checked(ctx, "", None, None)
     won = {}
     for ref in refs:
-        claim = yield from _acquire(ctx, ref, start)
-        if claim is not None:
-            won[ref.step_key] = claim
+        got = yield from _acquire(ctx, ref, start)
+        if isinstance(got, StepClaim):
+            won[ref.step_key] = got
     return won
 
 
@@ -75,7 +105,13 @@ def _listed(step_keys: Iterable[str]) -> Iterable[str]:
     return step_keys
 
 
-def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepClaim | None]:
+class Taken(Struct, frozen=True):
+    """A claim that somebody else has, as of a revision."""
+
+    revision: int
+
+
+def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepClaim | Taken]:
     attempt_id = ctx.new_id()
     gets = (Get(ref.claim),) if start is None else (Get(ref.claim), Get(ref.row))
     base = Base()
@@ -116,7 +152,7 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             return claim
         if reply.found[0] is not None:
             decode(reply.found[0], ClaimRecord)  # a claim that can't be read is told, not taken for a lost race
-            return None
+            return Taken(reply.revision)
         if start is not None:
             base = yield from base_of(ref, stored(reply.found[1], StepRow))
 
@@ -145,6 +181,19 @@ def _undo(ref: StepKeys, session: SessionView, value: bytes) -> Program[None]:
 
 def release_claim(ctx: Context, claim: StepClaim) -> Program[bool]:
     """Remove the claim if it is still the holder's."""
+    return (yield from carried_through(partial(_release, ctx, claim)))
+
+
+def carried_through(make: Callable[[], Program[R]]) -> Program[R]:
+    """Run a program; should its caller go away meanwhile, carry it through in the background: nothing stays held."""
+    try:
+        return (yield from make())
+    except Abandoned:
+        yield from Later(make)
+        raise
+
+
+def _release(ctx: Context, claim: StepClaim) -> Program[bool]:
     ref = ref_of(ctx, claim)
     reply = yield from Txn(compares=(still_held(ref, claim.fencing_token),), success=(Delete(ref.claim),))
     if not reply.succeeded and reply.in_doubt:
@@ -157,7 +206,10 @@ def release_claim(ctx: Context, claim: StepClaim) -> Program[bool]:
 
 def release_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
     """Remove whatever claim stands; never one that was made after this call looked."""
-    ref = ctx.keys.step(run_id, step_key)
+    yield from carried_through(partial(_release_whatever, ctx, ctx.keys.step(run_id, step_key)))
+
+
+def _release_whatever(ctx: Context, ref: StepKeys) -> Program[None]:
     holding = ctx.holding(ref)
     seen = yield from _peek(ref)
     while seen is not None:

@@ -51,7 +51,7 @@ class Context:
         self.owner = owner
         self.now = now
         self.new_id = new_id
-        self._value_limit = value_limit
+        self.value_limit = value_limit
         self._held: dict[tuple[str, str], Holding] = {}
 
     def remember(self, ref: StepKeys, holding: Holding) -> None:
@@ -70,6 +70,11 @@ class Context:
         if self.holding(ref, token) is not None:
             self._held.pop((ref.run_id, ref.step_key), None)
 
+    def forget_run(self, run_id: str) -> None:
+        """Drop all claims of a run that is no more."""
+        for key in [key for key in tuple(self._held) if key[0] == run_id]:
+            self._held.pop(key, None)
+
     def field(self, value: object, what: str, *, optional: bool = True) -> None:
         """Check one text before anything is written."""
         if value is None and optional:
@@ -77,15 +82,15 @@ class Context:
         if not isinstance(value, str):
             raise ConfigurationError(f"{what} must be a str{' or None' if optional else ''}, not {value!r}")
         # a character has at most four bytes: most texts need no encoding to be known as small
-        if len(value) * 4 <= self._value_limit and value.isascii():
+        if len(value) * 4 <= self.value_limit and value.isascii():
             return
         try:
             size = len(value.encode())
         except UnicodeEncodeError as error:
             raise ConfigurationError(f"{what} is not valid Unicode: it can't be written as UTF-8") from error
-        if size > self._value_limit:
+        if size > self.value_limit:
             raise RecordTooLargeError(
-                f"{what} has {size} bytes, {self._value_limit} are allowed: keep it elsewhere and record where it is"
+                f"{what} has {size} bytes, {self.value_limit} are allowed: keep it elsewhere and record where it is"
             )
 
 

@@ -114,6 +114,23 @@ class RunKeys:
         return f"{self.base}run".encode()
 
     @property
+    def control(self) -> bytes:
+        """What was asked of the run: cancellation, time-out."""
+        return f"{self.base}control".encode()
+
+    def step(self, step_key: str) -> StepKeys:
+        """Name the keys of one of the run's steps."""
+        return StepKeys(self.base, self.run_id, text(step_key, "step_key"))
+
+    def points_at(self, idempotency: bytes) -> bytes:
+        """Name the run's own note of an idempotency key that stands for it, so that both can go together."""
+        return self.base.encode() + idempotency.removeprefix(f"{self._keyspace.prefix}/".encode())
+
+    def pointing(self, note: bytes) -> bytes:
+        """Name the idempotency key that one of the run's notes is about."""
+        return f"{self._keyspace.prefix}/".encode() + note.removeprefix(self.base.encode())
+
+    @property
     def active(self) -> bytes:
         """The run's entry in the index of active runs."""
         return f"{self._keyspace.prefix}/active/{segment(self.run_id)}".encode()
@@ -139,6 +156,13 @@ class Keyspace:
     def session(self, session_id: str) -> bytes:
         """Name a session's key."""
         return f"{self.prefix}/sessions/{segment(session_id)}".encode()
+
+    def idempotency(self, flow_id: RunId, trigger_key: str, idempotency_key: str) -> bytes:
+        """Name an idempotency key: trigger and key without regard to case and to space around them."""
+        parts = [run_name(flow_id, "flow_id")]
+        for value, what in ((trigger_key, "trigger_key"), (idempotency_key, "idempotency_key")):
+            parts.append(text(text(value, what).strip().casefold(), f"{what} without the space around it"))
+        return f"{self.prefix}/idempotency/{'/'.join(map(segment, parts))}".encode()
 
     @property
     def sessions(self) -> bytes:

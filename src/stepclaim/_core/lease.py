@@ -52,5 +52,5 @@ class LeaseClock:
 
 
 def margin(granted: float) -> float:
-    """What is taken off the granted time for clocks that run apart and for a slow last write."""
+    """Give what is taken off the granted time for clocks that run apart and for a slow last write."""
     return min(1.0, granted / 10)

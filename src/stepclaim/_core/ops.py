@@ -40,6 +40,20 @@ class KeyValue(Struct, frozen=True, gc=False):
     lease: int = 0
 
 
+class Event(Struct, frozen=True, gc=False):
+    """What one transaction did to one key: its new value, or None where it was removed."""
+
+    key: bytes
+    kv: KeyValue | None
+    revision: int
+
+
+class Batch(Struct, frozen=True):
+    """Events as a watch gives them: whole revisions, in their order."""
+
+    events: list[Event]
+
+
 class Compare(Struct, frozen=True, gc=False):
     """One condition of a transaction: the target of the key equals the value."""
 
@@ -56,10 +70,18 @@ class Put(Struct, frozen=True, gc=False):
     lease: int = 0
 
 
-class Delete(Struct, frozen=True, gc=False):
-    """Remove one key."""
+class PutOnce(Struct, frozen=True, gc=False):
+    """Write a key that must not exist yet; where it does, nothing happens and the rest of the transaction stands."""
 
     key: bytes
+    value: bytes
+
+
+class Delete(Struct, frozen=True, gc=False):
+    """Remove one key, or all keys from it up to the range's end."""
+
+    key: bytes
+    range_end: bytes = b""
 
 
 class Get(Struct, frozen=True, gc=False):
@@ -68,7 +90,7 @@ class Get(Struct, frozen=True, gc=False):
     key: bytes
 
 
-Action: TypeAlias = Put | Delete | Get
+Action: TypeAlias = Put | PutOnce | Delete | Get
 
 
 class Op(Struct, Generic[R], frozen=True):
@@ -103,6 +125,8 @@ class TxnReply(Struct):
     revision: int
     found: tuple[KeyValue | None, ...] = ()
     in_doubt: bool = False
+    put: tuple[bool, ...] = ()
+    """Of each `PutOnce`, whether it wrote."""
 
 
 class RangeReply(Struct):
@@ -148,6 +172,13 @@ class Range(Op[RangeReply], frozen=True, kw_only=True):
     newest_first: bool = False
 
 
+class UntilChanged(Op[None], frozen=True, kw_only=True):
+    """Wait until a key was changed after a revision. It may also return early: look again, don't believe it."""
+
+    key: bytes
+    revision: int
+
+
 class OpenSession(Op[SessionView], frozen=True):
     """Ask for the live session; waits for a new one where the last was lost."""
 
@@ -155,7 +186,7 @@ class OpenSession(Op[SessionView], frozen=True):
 class Later(Op[None], frozen=True):
     """Hand a program to the background, where it is begun again until it ends; no lease is renewed before."""
 
-    program: Callable[[], Program[None]]
+    program: Callable[[], Program[Any]]
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -168,17 +199,26 @@ PAGE = 2000
 
 def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyValue]]:
     """Read all keys below a prefix that ends with a slash, page by page, as of one revision."""
+    kvs, _ = yield from read_snapshot(prefix, keys_only=keys_only)
+    return kvs
+
+
+def read_snapshot(
+    prefix: bytes, *, keys_only: bool = False, revision: int = 0
+) -> Program[tuple[list[KeyValue], int]]:
+    """Read all keys below a prefix, and tell the revision that they were read at: the given one, while it is kept."""
     end = prefix_end(prefix)
+    wanted = revision
     while True:
         kvs: list[KeyValue] = []
-        start, revision = prefix, 0
+        start, revision = prefix, wanted
         try:
             while True:
                 page = yield from Range(key=start, range_end=end, limit=PAGE, revision=revision, keys_only=keys_only)
                 kvs += page.kvs
                 if not page.more:
-                    return kvs
-                revision = page.revision
+                    return kvs, revision or page.revision
+                revision = revision or page.revision
                 start = page.kvs[-1].key + b"\0"
         except Compacted:
-            continue
+            wanted = 0

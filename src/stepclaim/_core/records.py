@@ -63,6 +63,8 @@ class StepRow(Record, kw_only=True, frozen=True):
     completed_at: datetime | None = None
     reason: str | None = None
     payload: bool = False
+    retried: bool = False
+    """The attempt has its place among the earlier ones already; the row only waits for the next."""
     write_id: str
 
 
@@ -100,6 +102,28 @@ class ActiveRow(Record, kw_only=True, frozen=True):
     """An entry in the index of active runs."""
 
     started_at: datetime
+
+
+class ControlRow(Record, kw_only=True, frozen=True):
+    """What was asked of a run: its limits, its cancellation, its time-out."""
+
+    flow_id: str | None = None
+    trigger_key: str | None = None
+    idempotency_key: str | None = None
+    timeout_at: datetime | None = None
+    cancel_requested: bool = False
+    cancel_reason: str | None = None
+    cancel_requested_at: datetime | None = None
+    timed_out_at: datetime | None = None
+    write_id: str
+
+
+class IdempotencyRow(Record, kw_only=True, frozen=True):
+    """Which run an idempotency key stands for."""
+
+    run_id: str
+    registered_at: datetime
+    write_id: str
 
 
 class DispatchRow(Record, kw_only=True, frozen=True):

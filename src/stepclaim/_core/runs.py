@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from stepclaim._core.control import idempotency_puts, idempotency_record
 from stepclaim._core.keys import RunKeys, last_segment, run_name
 from stepclaim._core.ops import Compare, Delete, Get, KeyValue, Program, Put, Range, Txn, prefix_end, read_prefix
 from stepclaim._core.records import (
     VERSION,
     ActiveRow,
     DispatchRow,
+    IdempotencyRow,
     Payload,
     RunRow,
     Stored,
@@ -21,7 +23,7 @@ from stepclaim._core.records import (
     stored,
 )
 from stepclaim._core.starting import token_of
-from stepclaim.errors import ConfigurationError
+from stepclaim.errors import ConfigurationError, StepConflictError
 from stepclaim.models import AttemptRecord, RunRecord, RunStatus, StepRecord, StepStatus
 
 if TYPE_CHECKING:
@@ -40,9 +42,14 @@ def start_run(
     trigger_data_json: str | None,
     job_id: str | None,
     source_run_id: RunId | None,
+    idempotency_key: str | None,
 ) -> Program[RunRecord]:
-    """Create a run's record and its entry among the active ones, or give the record that stands."""
+    """Create a run's record and its entry among the active ones, or give the record that stands.
+
+    With an idempotency key: that of the run which the key stands for, whatever its id.
+    """
     run = ctx.keys.run(run_id)
+    once = None if idempotency_key is None else ctx.keys.idempotency(flow_id, trigger_key, idempotency_key)
     ctx.field(flow_name, "flow_name", optional=False)
     ctx.field(trigger_key, "trigger_key", optional=False)
     ctx.field(trigger_data_json, "trigger_data_json")
@@ -59,16 +66,38 @@ def start_run(
         started_at=ctx.now(),
         write_id=ctx.new_id(),
     )
-    reply = yield from Txn(
-        compares=(Compare(run.record, "create", 0),),
-        success=(
-            Put(run.record, encode(record)),
-            Put(run.active, encode(ActiveRow(v=VERSION, started_at=record.started_at))),
-        ),
-        failure=(Get(run.record),),
+    puts = (
+        Put(run.record, encode(record)),
+        Put(run.active, encode(ActiveRow(v=VERSION, started_at=record.started_at))),
     )
-    standing = None if reply.succeeded else reply.found[0]
-    return run_record(run.run_id, record if standing is None else decode(standing, RunRow))
+    while True:
+        if once is None:
+            reply = yield from Txn(
+                compares=(Compare(run.record, "create", 0),), success=puts, failure=(Get(run.record),)
+            )
+        else:
+            reply = yield from Txn(
+                compares=(Compare(run.record, "create", 0), Compare(once, "create", 0)),
+                success=(*puts, *idempotency_puts(run, once, idempotency_record(ctx, run))),
+                failure=(Get(run.record), Get(once)),
+            )
+        if reply.succeeded:
+            return run_record(run.run_id, record)
+        standing = reply.found[0]
+        if once is not None and reply.found[1] is not None:
+            winner = ctx.keys.run(decode(reply.found[1], IdempotencyRow).run_id)
+            page = yield from Range(key=winner.record, range_end=b"")
+            if page.kvs:
+                return run_record(winner.run_id, decode(page.kvs[0], RunRow))
+            if winner.run_id != run.run_id:
+                raise StepConflictError(
+                    f"idempotency key {idempotency_key!r} stands for run {winner.run_id!r}, which was never started: "
+                    "start that run, or delete it to free the key"
+                )
+            once = None  # the key was registered for this very run before: only the run is missing
+            continue
+        if standing is not None:
+            return run_record(run.run_id, decode(standing, RunRow))
 
 
 def complete_run(ctx: Context, run_id: RunId, status: RunStatus | str) -> Program[bool]:
@@ -176,8 +205,12 @@ def _step_record(
     payloads: dict[tuple[str, int], Payload],
 ) -> StepRecord:
     history = sorted(earlier, key=lambda row: row.record.attempt)
-    attempts = tuple(_attempt_record(name, row, payloads) for row in (*history, current))
-    last = attempts[-1]
+    if current.record.retried:  # the row stands for no attempt of its own: it waits for the next one
+        attempts = tuple(_attempt_record(name, row, payloads) for row in history)
+        last = _attempt_record(name, current, {})
+    else:
+        attempts = tuple(_attempt_record(name, row, payloads) for row in (*history, current))
+        last = attempts[-1]
     return StepRecord(
         step_key=name,
         step_type=last.step_type,

@@ -83,7 +83,8 @@ def begin_with(ref: StepKeys, base: Base, row: StepRow, payload: Payload | None)
     puts = [Put(ref.row, encode(row))]
     if old is not None:
         compares: tuple[Compare, ...] = (Compare(ref.row, "mod", old.kv.mod_revision),)
-        puts.append(Put(ref.attempt(old.record.attempt), encode(settled(old), old.kv)))
+        if not old.record.retried:
+            puts.append(Put(ref.attempt(old.record.attempt), encode(settled(old), old.kv)))
     else:
         # where earlier attempts are kept there is one with this number or a later row: the number would be used twice
         compares = (Compare(ref.row, "mod", 0), Compare(ref.attempt(max(base.last_attempt, 0) + 1), "create", 0))

@@ -6,25 +6,30 @@ otherwise shows what stands instead. Where the store has just written the step i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from stepclaim._core.claims import holder_check, look, ref_of, seen
+from stepclaim._core.claims import carried_through, holder_check, look, ref_of, seen
 from stepclaim._core.context import Context, Holding, View, view_of
-from stepclaim._core.ops import Action, Compare, Delete, Get, Program, Put, Range, Txn, read_prefix
-from stepclaim._core.records import VERSION, ClaimRecord, Payload, Stored, StepRow, decode, encode
+from stepclaim._core.ops import Action, Compare, Delete, Get, Program, Put, PutOnce, Range, Txn, TxnReply, read_prefix
+from stepclaim._core.records import VERSION, ClaimRecord, DispatchRow, Payload, Stored, StepRow, decode, encode
 from stepclaim._core.starting import Base, Start, base_of, begin_with, token_of
 from stepclaim.errors import ClaimError, ClaimLostError, ConfigurationError, OutcomeUnknownError, StepConflictError
 from stepclaim.models import ClaimState, StepClaim, StepStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from stepclaim._core.keys import StepKeys
     from stepclaim.abc import RunId
+
+
+MOST_DISPATCHES = 100
+"""etcd takes 128 operations in a transaction, nested ones included."""
 
 
 class Change(Struct, frozen=True):
@@ -53,11 +58,12 @@ class Write(Struct, frozen=True):
 
 
 class Written(Struct, frozen=True):
-    """What an update left behind."""
+    """What an update left behind; without a reply where its own was lost and it recognised what it wrote."""
 
     row: StepRow
     row_revision: int
     payload: Payload | None
+    reply: TxnReply | None = None
 
 
 def _update(ref: StepKeys, write_id: str, guess: View | None, decide: Decision) -> Program[Written | None]:
@@ -78,7 +84,7 @@ def _update(ref: StepKeys, write_id: str, guess: View | None, decide: Decision) 
             compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row))
         )
         if reply.succeeded:
-            return Written(change.row, reply.revision, change.payload)
+            return Written(change.row, reply.revision, change.payload, reply)
         in_doubt = in_doubt or reply.in_doubt
         before, view = view, seen(reply.found)
         if view.row is not None and view.row.record.write_id == write_id:
@@ -153,17 +159,36 @@ class Outcome(Struct, frozen=True):
 
 
 def complete(
-    ctx: Context, claim: StepClaim, status: StepStatus | str, output_json: str | None, error: str | None
-) -> Program[None]:
-    """Finish a claimed step: status, attempt and seal in one transaction that holds only while the claim is held."""
+    ctx: Context,
+    claim: StepClaim,
+    status: StepStatus | str,
+    output_json: str | None,
+    error: str | None,
+    dispatch: Iterable[str] = (),
+) -> Program[frozenset[str]]:
+    """Finish a claimed step: status, attempt and seal in one transaction that holds only while the claim is held.
+
+    The steps to dispatch go into the ledger with it; those that were not in there yet are given back.
+    """
     ref = ref_of(ctx, claim)
+    if isinstance(dispatch, str):
+        raise ConfigurationError(f"dispatch must be several step keys, not one text: [{dispatch!r}]")
+    run = ctx.keys.run(claim.run_id)
+    successors = [run.step(key) for key in dict.fromkeys(dispatch)]
+    if len(successors) > MOST_DISPATCHES:
+        raise ConfigurationError(
+            f"{len(successors)} dispatches are too many for one transaction: give at most {MOST_DISPATCHES} and record "
+            "the others with try_record_dispatch"
+        )
     outcome = Outcome.checked(ctx, status, output_json, error)
     if not outcome.status.is_final:
         raise ConfigurationError(
             f"complete_step takes a final status, not {outcome.status}: to run the step again later use defer_step"
         )
     holding = ctx.holding(ref, claim.fencing_token)
-    yield from _finish(ctx, ref, outcome, claim, holding)
+    return (
+        yield from carried_through(partial(_finish, ctx, ref, outcome, claim, holding, successors=successors))
+    )
 
 
 def record_complete(
@@ -197,8 +222,11 @@ def _finish(
     claim: StepClaim | None,
     holding: Holding | None,
     guess: View | None = None,
-) -> Program[None]:
+    successors: Sequence[StepKeys] = (),
+) -> Program[frozenset[str]]:
     write = Write.new(ctx)
+    entry = encode(DispatchRow(v=VERSION, recorded_at=write.now, write_id=write.write_id)) if successors else b""
+    dispatches = tuple(PutOnce(each.dispatch, entry) for each in successors)
 
     def decide(view: View) -> Program[Change | None]:
         row = view.row
@@ -218,7 +246,7 @@ def _finish(
                 f"{ref} is {row.record.status} already: a result counts once; retry the step to run it again"
             )
         payload = yield from _payload_of(ref, row, holding)
-        return _outcome_change(ctx, ref, view, outcome, claim, payload, write)
+        return _outcome_change(ctx, ref, view, outcome, claim, payload, write, dispatches)
 
     if guess is None and holding is not None:
         guess = view_of(ref, holding)
@@ -228,6 +256,14 @@ def _finish(
         ctx.forget(ref, token)
     elif written is not None:
         _note(ctx, ref, holding, written)
+    if not successors or written is None:
+        return frozenset()
+    if written.reply is not None:
+        put = written.reply.put
+    else:
+        looked = yield from Txn(compares=(), success=tuple(Get(each.dispatch) for each in successors))
+        put = tuple(kv is not None and kv.value == entry for kv in looked.found)
+    return frozenset(each.step_key for each, own in zip(successors, put, strict=True) if own)
 
 
 def _outcome_change(
@@ -238,6 +274,7 @@ def _outcome_change(
     claim: StepClaim | None,
     known: Payload | None,
     write: Write,
+    dispatches: tuple[PutOnce, ...],
 ) -> Change:
     row = view.row
     final = outcome.status.is_final
@@ -266,6 +303,7 @@ def _outcome_change(
         actions.insert(0, _seal(ctx, ref, view.claim, new, write))
     if payload is not None and payload is not known:
         actions.append(Put(ref.payload(new.attempt), encode(payload)))
+    actions += dispatches
     compares = [Compare(ref.row, "mod", row.kv.mod_revision if row else 0)]
     if final or claim is not None:
         compares.insert(0, Compare(ref.claim, "mod", view.claim.kv.mod_revision if view.claim else 0))
@@ -311,10 +349,14 @@ def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | N
     return decode(page.kvs[0], Payload) if page.kvs else None
 
 
-def defer(ctx: Context, claim: StepClaim, reason: str | None) -> Program[None]:
-    """Set a claimed step back to Pending and give the claim up, in one transaction."""
+def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool) -> Program[None]:  # noqa: FBT001
+    """Set a claimed step back to Pending and give the claim up, in one transaction; with a fresh dispatch, if asked."""
     ref = ref_of(ctx, claim)
     ctx.field(reason, "reason")
+    yield from carried_through(partial(_defer, ctx, ref, claim, reason, dispatch=dispatch))
+
+
+def _defer(ctx: Context, ref: StepKeys, claim: StepClaim, reason: str | None, *, dispatch: bool) -> Program[None]:
     write = Write.new(ctx)
     holding = ctx.holding(ref, claim.fencing_token)
 
@@ -333,6 +375,9 @@ def defer(ctx: Context, claim: StepClaim, reason: str | None) -> Program[None]:
             )
         compares.append(Compare(ref.row, "mod", row.kv.mod_revision if row else 0))
         actions.append(Put(ref.row, encode(new, row.kv if row else None)))
+        if dispatch:
+            entry = DispatchRow(v=VERSION, recorded_at=write.now, write_id=write.write_id)
+            actions.append(Put(ref.dispatch, encode(entry)))
         return Change(tuple(compares), tuple(actions), new)
         yield  # a decision is a program, also where it asks for nothing
 

@@ -25,10 +25,12 @@ class AsyncClient:
         self.members = Members(
             settings,
             access,
-            lambda target, options: grpc.aio.insecure_channel(target, options),
-            lambda target, credentials, options: grpc.aio.secure_channel(target, credentials, options),
+            grpc.aio.insecure_channel,
+            grpc.aio.secure_channel,
         )
         self._settings = settings
+        self.closing = False
+        self.streams: set[Any] = set()
 
     async def call(
         self,
@@ -86,6 +88,12 @@ class AsyncClient:
                 raise Failed(failure) from error
         else:
             self.members.logged_in(answer.token)
+
+    def stop_waiting(self) -> None:
+        """End all watch streams: the store is being closed."""
+        self.closing = True
+        for call in tuple(self.streams):
+            call.cancel()
 
     async def close(self) -> None:
         """Close all channels."""

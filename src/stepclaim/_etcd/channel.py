@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -111,13 +112,23 @@ class Members:
             return None
         return self.failed(error, member)
 
+    def stream_ended(self, reason: str) -> None:
+        """Judge why etcd ended a stream: its token may be over, or the member without a leader."""
+        if "auth token" in reason.lower():
+            self.needs_login = self.settings.user is not None
+        elif "leader" in reason.lower():
+            self._turn_from(self.current)
+
+    def _turn_from(self, member: Member) -> None:
+        with self._lock:
+            if self.current is member:
+                self._at = (self._at + 1) % len(self.all)
+
     def failed(self, error: grpc.RpcError, member: Member) -> Failure:
         """Judge a failed attempt, and turn to the next member or to a new token where that may help."""
         failure = classify(error, member.endpoint)
         if failure.elsewhere:
-            with self._lock:
-                if self.current is member:
-                    self._at = (self._at + 1) % len(self.all)
+            self._turn_from(member)
         if failure.log_in:
             if self.settings.user is None:
                 return Failure(failure.error)
@@ -125,16 +136,18 @@ class Members:
         return failure
 
 
-def attempt_timeout(settings: Settings, deadline: float, number: int, last: Failure | None, *, fenced: bool) -> float:
+def attempt_timeout(settings: Settings, deadline: float, silent: int, last: Failure | None, *, fenced: bool) -> float:
     """Give one attempt's time: short first, so that a silent member costs little, then longer for slow answers.
 
+    `silent` counts the attempts that got no answer, not those that were refused. What is sent during an election is
+    often dropped by etcd: the second attempt is as short as the first, so that it is not waited for after the election.
     A fenced write leaves a part of the call's time for settling it.
     """
     left = deadline - time.monotonic()
     if left <= 0:
         late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
         raise Failed(last or Failure(late))
-    return min(left * 0.6 if fenced else left, settings.attempt_timeout * float(2 ** min(number, 6)))
+    return min(left * 0.6 if fenced else left, settings.attempt_timeout * 2.0 ** min(max(silent - 1, 0), 6))
 
 
 def final_error(failure: Failure, *, in_doubt: bool) -> Exception:
@@ -158,8 +171,27 @@ def _credentials(settings: Settings) -> Any:
             raise ConfigurationError(f"{path} can't be read: {error}") from error
         return data
 
+    _check_certificates(settings)
     return grpc.ssl_channel_credentials(
         root_certificates=content(settings.ca_file),
         private_key=content(settings.key_file),
         certificate_chain=content(settings.cert_file),
     )
+
+
+def _check_certificates(settings: Settings) -> None:
+    """Have unusable files named: gRPC would only say that it can't make a handshaker."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if settings.ca_file is not None:
+        try:
+            context.load_verify_locations(settings.ca_file)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigurationError(f"ca_file {settings.ca_file} holds no certificate in PEM form") from error
+    if settings.cert_file is not None and settings.key_file is not None:
+        try:
+            context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: "")
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigurationError(
+                f"cert_file {settings.cert_file} and key_file {settings.key_file} are no certificate and its own "
+                "private key in PEM form, without a passphrase"
+            ) from error

@@ -27,10 +27,12 @@ class Client:
         self.members = Members(
             settings,
             access,
-            lambda target, options: grpc.insecure_channel(target, options),
-            lambda target, credentials, options: grpc.secure_channel(target, credentials, options),
+            grpc.insecure_channel,
+            grpc.secure_channel,
         )
         self._settings = settings
+        self.closing = False
+        self.streams: set[Any] = set()
 
     def call(
         self,
@@ -105,6 +107,12 @@ class Client:
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
         answer, _ = self.call(renew, request, time.monotonic() + timeout)
         return int(answer.TTL)
+
+    def stop_waiting(self) -> None:
+        """End all watch streams: the store is being closed."""
+        self.closing = True
+        for call in tuple(self.streams):
+            call.cancel()
 
     def close(self) -> None:
         """Close all channels."""

@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -28,10 +29,23 @@ if TYPE_CHECKING:
 
     from stepclaim._core.keys import Keyspace
     from stepclaim._etcd.channel import Access
+    from stepclaim.models import StepClaim
     from stepclaim.settings import Settings
 
 AT_MOST_ONCE_SESSION_TTL = 30.0
 _LONGEST_RENEWAL = 2.0
+_LONGEST_SLEEP = 60.0
+_LOOK_EVERY = 1.0
+_LOOKS_A_TRANSACTION = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A claim whose body runs, and how the body is told."""
+
+    key: bytes
+    claim: StepClaim
+    lost: Callable[[], None]
 
 
 class Keeper:
@@ -62,6 +76,8 @@ class Keeper:
         self._ttl = AT_MOST_ONCE_SESSION_TTL if settings.lease_ttl is None else settings.lease_ttl
         self._condition = threading.Condition()
         self._closing = False
+        self._watched: set[Watched] = set()
+        self._look_at = 0.0
         self._undone: list[Callable[[], Program[None]]] = []
         self._session: Session | None = None
         self._clock: LeaseClock | None = None
@@ -120,6 +136,16 @@ class Keeper:
             if revision > view.mod_revision:
                 self._view = _moved(view, revision)
 
+    def watch_claim(self, key: bytes, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
+        """Call back, once, when a claim is found to be lost; looked for every few seconds, and when the session ends."""
+        watched = Watched(key, claim, lost)
+        with self._condition:
+            if not self._watched:
+                self._look_at = boot_time() + _LOOK_EVERY
+            self._watched.add(watched)
+            self._condition.notify_all()
+        return lambda: self._watched.discard(watched)
+
     def later(self, program: Callable[[], Program[None]]) -> None:
         """Run a program in the background until it ends; the lease is not renewed before."""
         with self._condition:
@@ -154,7 +180,9 @@ class Keeper:
                     return
                 clock = self._clock
                 if clock is not None and not self._undone:
-                    self._condition.wait(clock.wait(boot_time()))
+                    now = boot_time()
+                    due = max(0.0, self._look_at - now) if self._watched else _LONGEST_SLEEP
+                    self._condition.wait(min(clock.wait(now), due))
                 if self._closing:
                     return
             try:
@@ -171,15 +199,39 @@ class Keeper:
         assert clock is not None
         if clock.state(boot_time()) is SessionState.LOST:
             self.session._tell_lost()  # noqa: SLF001 - the keeper is the session's other half
+            self._tell_lost({each for each in tuple(self._watched) if each.claim.lease_id})
             self._settle_doubts(time.monotonic() + _LONGEST_RENEWAL)
             self._open_session(time.monotonic() + self._settings.timeout)
             return
         if self._undone:
             # a claim that nobody knows of must not be kept alive: no renewal before the doubt is settled
             self._settle_doubts(time.monotonic() + min(_LONGEST_RENEWAL, clock.expires_in(boot_time()) + 0.1))
-        if clock.wait(boot_time()) > 0:
-            return
-        self._renew(clock)
+        if clock.wait(boot_time()) <= 0:
+            self._renew(clock)
+        if self._watched and boot_time() >= self._look_at:
+            self._look_at = boot_time() + _LOOK_EVERY
+            self._look(tuple(self._watched), min(_LONGEST_RENEWAL, clock.granted / 4))
+
+    def _look(self, watched: tuple[Watched, ...], timeout: float) -> None:
+        """Read whether the claims of running bodies still stand. This only tells bodies; the guards decide."""
+        for first in range(0, len(watched), _LOOKS_A_TRANSACTION):
+            part = watched[first : first + _LOOKS_A_TRANSACTION]
+            gets = tuple(Get(each.key) for each in part)
+            found = run_program(self._client, None, _read(gets), time.monotonic() + timeout)
+            gone = {
+                each
+                for each, kv in zip(part, found, strict=True)
+                if kv is None or kv.mod_revision != each.claim.fencing_token
+            }
+            self._tell_lost(gone)
+
+    def _tell_lost(self, gone: set[Watched]) -> None:
+        for each in gone & self._watched:
+            self._watched.discard(each)
+            try:
+                each.lost()
+            except Exception:
+                logger.exception("a body could not be told that its claim is lost")
 
     def _renew(self, clock: LeaseClock) -> None:
         assert self._view is not None
@@ -234,7 +286,12 @@ class Keeper:
 
     def _settle_doubts(self, deadline: float) -> None:
         while self._undone:
-            run_program(self._client, self, self._undone[0](), deadline)
+            try:
+                run_program(self._client, self, self._undone[0](), deadline)
+            except BackendError:
+                raise
+            except StepClaimError as settled:  # such as a claim that is lost: there is nothing left to do
+                logger.debug("carried through: %s", settled)
             with self._condition:
                 self._undone.pop(0)
 
@@ -242,6 +299,11 @@ class Keeper:
         with self._condition:
             if not self._closing:
                 self._condition.wait(seconds)
+
+
+def _read(gets: tuple[Get, ...]) -> Program[tuple[KeyValue | None, ...]]:
+    reply = yield from Txn(compares=(), success=gets)
+    return reply.found
 
 
 def _register(view: SessionView) -> Program[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stepclaim._core.ops import Abandoned, Fence, Later, Op, OpenSession, Program, Range, SessionView, Txn, TxnReply
+from stepclaim._core.ops import Abandoned, Fence, Later, Op, OpenSession, Program, Range, SessionView, Txn, TxnReply, UntilChanged
 from stepclaim.errors import ConfigurationError
+from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, split_fence, txn_reply, txn_request
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def _rewritten(op: Fence, reply: TxnReply, source: SessionSource | None) -> TxnR
 def _local(op: Op[Any], source: SessionSource | None) -> Any:
     if isinstance(op, OpenSession):
         raise ConfigurationError("this store was opened with session=False: it can look and release, but not claim")
-    if isinstance(op, Later) and source is not None:
+    if isinstance(op, Later):
+        if source is None:  # a store without a session: the caller was told, and tries again or not
+            return None
         return source.later(op.program)
     raise TypeError(f"unknown operation {op!r}")
 
@@ -82,6 +85,8 @@ def run_program(
             return range_reply(answer)
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or source.wait_view(deadline)
+        if isinstance(op, UntilChanged):
+            return until_changed(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
             answer, _ = client.call(_txn, fence_request(op), deadline)
             return _rewritten(op, txn_reply(answer), source)
@@ -129,6 +134,8 @@ async def run_program_async(
             return range_reply(answer)
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or await wait_view(deadline)
+        if isinstance(op, UntilChanged):
+            return await until_changed_async(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
             answer, _ = await client.call(_txn, fence_request(op), deadline)
             return _rewritten(op, txn_reply(answer), source)

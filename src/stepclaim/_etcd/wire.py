@@ -6,7 +6,7 @@ from typing import Any
 
 from etcd3 import etcdrpc
 
-from stepclaim._core.ops import Action, Compare, Fence, Get, KeyValue, Put, Range, RangeReply, SessionView, Txn, TxnReply
+from stepclaim._core.ops import Action, Compare, Fence, Get, KeyValue, Put, PutOnce, Range, RangeReply, SessionView, Txn, TxnReply
 
 _TARGETS = {
     "create": (etcdrpc.Compare.CREATE, "create_revision"),
@@ -26,7 +26,15 @@ def _action(each: Action) -> Any:
         return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=each.key, value=each.value, lease=each.lease))
     if isinstance(each, Get):
         return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=each.key))
-    return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=each.key))
+    if isinstance(each, PutOnce):
+        return etcdrpc.RequestOp(
+            request_txn=etcdrpc.TxnRequest(
+                compare=[compare(Compare(each.key, "create", 0))], success=[_action(Put(each.key, each.value))]
+            )
+        )
+    return etcdrpc.RequestOp(
+        request_delete_range=etcdrpc.DeleteRangeRequest(key=each.key, range_end=each.range_end)
+    )
 
 
 def txn_request(op: Txn) -> Any:
@@ -69,7 +77,8 @@ def txn_reply(response: Any, *, in_doubt: bool = False) -> TxnReply:
         for each in response.responses
         if each.HasField("response_range")
     )
-    return TxnReply(response.succeeded, response.header.revision, found, in_doubt)
+    put = tuple(each.response_txn.succeeded for each in response.responses if each.HasField("response_txn"))
+    return TxnReply(response.succeeded, response.header.revision, found, in_doubt, put)
 
 
 def range_reply(response: Any) -> RangeReply:
@@ -84,7 +93,7 @@ def _kv(kv: Any) -> KeyValue:
 def split_fence(op: Txn, reply: TxnReply) -> tuple[TxnReply, KeyValue | None]:
     """Take the barrier's own read off a failed fenced transaction's reply."""
     *found, barrier = reply.found
-    return TxnReply(reply.succeeded, reply.revision, tuple(found), reply.in_doubt), barrier
+    return TxnReply(reply.succeeded, reply.revision, tuple(found), reply.in_doubt, reply.put), barrier
 
 
 __all__ = ["SessionView", "fence_request", "range_reply", "range_request", "split_fence", "txn_reply", "txn_request"]

@@ -1,0 +1,128 @@
+"""Running a step again: one that failed, and those that were skipped because it did; and finding those that nobody runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from stepclaim._core.claims import seen
+from stepclaim._core.keys import StepKeys, last_segment
+from stepclaim._core.ops import Action, Compare, Delete, Get, Program, Put, Txn, read_snapshot
+from stepclaim._core.records import (
+    VERSION,
+    ActiveRow,
+    ClaimRecord,
+    RunRow,
+    StatusOnly,
+    StepRow,
+    Stored,
+    decode,
+    encode,
+    stored,
+)
+from stepclaim._core.starting import settled
+from stepclaim.errors import ConfigurationError
+from stepclaim.models import PREREQUISITES_UNMET, ClaimState, RunStatus, StepStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stepclaim._core.context import Context
+    from stepclaim.abc import RunId
+
+_KEYS_A_TRANSACTION = 24
+
+
+def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
+    """Set step and run back to Running; claim and dispatch go, and with them whatever the old holder may still write."""
+    run = ctx.keys.run(run_id)
+    ref = run.step(step_key)
+    write_id, now = ctx.new_id(), ctx.now()
+    gets = (Get(ref.claim), Get(ref.row), Get(run.record))
+    reply = yield from Txn(compares=(), success=gets)
+    while True:
+        view, standing = seen(reply.found[:2]), stored(reply.found[2], RunRow)
+        if view.row is not None and view.row.record.write_id == write_id:
+            break
+        compares = [
+            Compare(ref.claim, "mod", view.claim.kv.mod_revision if view.claim else 0),
+            Compare(ref.row, "mod", view.row.kv.mod_revision if view.row else 0),
+            Compare(run.record, "mod", standing.kv.mod_revision if standing else 0),
+        ]
+        actions: list[Action] = [Delete(ref.claim), Delete(ref.dispatch)]
+        if view.row is not None:
+            actions += _waiting_row(ref, view.row, write_id)
+        if standing is not None and standing.record.status.is_final:
+            running = replace(standing.record, status=RunStatus.RUNNING, completed_at=None, write_id=write_id)
+            started_at = ActiveRow(v=VERSION, started_at=running.started_at)
+            actions += [Put(run.record, encode(running, standing.kv)), Put(run.active, encode(started_at))]
+        reply = yield from Txn(compares=tuple(compares), success=tuple(actions), failure=gets)
+        if reply.succeeded:
+            break
+    ctx.forget(ref)
+
+
+def _waiting_row(ref: StepKeys, row: Stored[StepRow], write_id: str) -> list[Action]:
+    """Keep the attempt among the earlier ones, and let the row say Running while it waits for the next."""
+    waiting = replace(
+        settled(row),
+        status=StepStatus.RUNNING,
+        completed_at=None,
+        reason=None,
+        payload=False,
+        retried=True,
+        write_id=write_id,
+    )
+    actions: list[Action] = [Put(ref.row, encode(waiting, row.kv))]
+    if not row.record.retried:
+        actions.append(Put(ref.attempt(row.record.attempt), encode(settled(row), row.kv)))
+    return actions
+
+
+def reset_skipped(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Program[None]:
+    """Let steps be evaluated anew that were skipped only because of what came before them; their attempts stay."""
+    if isinstance(step_keys, str):
+        raise ConfigurationError(f"step_keys must be several step keys, not one text: [{step_keys!r}]")
+    run = ctx.keys.run(run_id)
+    refs = [run.step(key) for key in dict.fromkeys(step_keys)]
+    for first in range(0, len(refs), _KEYS_A_TRANSACTION):
+        batch = refs[first : first + _KEYS_A_TRANSACTION]
+        while not (yield from _reset_batch(ctx, batch)):
+            continue
+
+
+def _reset_batch(ctx: Context, refs: list[StepKeys]) -> Program[bool]:
+    reply = yield from Txn(compares=(), success=tuple(Get(ref.row) for ref in refs))
+    compares: list[Compare] = []
+    actions: list[Action] = []
+    matched: list[StepKeys] = []
+    for ref, kv in zip(refs, reply.found, strict=True):
+        row = stored(kv, StepRow)
+        if row is None or row.record.status is not StepStatus.SKIPPED or row.record.reason != PREREQUISITES_UNMET:
+            continue
+        matched.append(ref)
+        compares.append(Compare(ref.row, "mod", row.kv.mod_revision))
+        actions += [Delete(ref.row), Delete(ref.claim), Delete(ref.dispatch)]
+        actions.append(Put(ref.attempt(row.record.attempt), encode(settled(row), row.kv)))
+    if matched:
+        answer = yield from Txn(compares=tuple(compares), success=tuple(actions))
+        if not answer.succeeded:
+            return False
+        for ref in matched:
+            ctx.forget(ref)
+    return True
+
+
+def orphaned_steps(ctx: Context, run_id: RunId) -> Program[frozenset[str]]:
+    """Name the steps that are Running without a claim that is held, as of one revision."""
+    run = ctx.keys.run(run_id)
+    while True:
+        rows, revision = yield from read_snapshot(run.below("steps"))
+        running = {last_segment(kv.key) for kv in rows if decode(kv, StatusOnly).status is StepStatus.RUNNING}
+        if not running:
+            return frozenset()
+        claims, as_of = yield from read_snapshot(run.below("claims"), revision=revision)
+        if as_of == revision:  # else a compaction came between
+            held = {last_segment(kv.key) for kv in claims if decode(kv, ClaimRecord).state is ClaimState.HELD}
+            return frozenset(running - held)

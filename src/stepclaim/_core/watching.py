@@ -1,0 +1,112 @@
+"""Where a watcher of a run is: which revisions it has told, and what it must tell after a compaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepclaim._core.keys import last_segment
+from stepclaim._core.ops import Event, Program, read_snapshot
+from stepclaim._core.records import ClaimRecord, ControlRow, DispatchRow, RunRow, StepRow, decode
+from stepclaim.errors import ConfigurationError
+from stepclaim.events import (
+    ClaimEnded,
+    ClaimSealed,
+    ClaimTaken,
+    ControlChanged,
+    DispatchEnded,
+    Relisted,
+    RunChanged,
+    RunEvent,
+    RunRemoved,
+    StepChanged,
+    StepDispatched,
+    StepReset,
+)
+from stepclaim.models import ClaimState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stepclaim._core.context import Context
+    from stepclaim._core.ops import KeyValue
+    from stepclaim.abc import RunId
+
+
+class Cursor:
+    """One watcher's place in a run's history. Revisions that were told are never told again."""
+
+    def __init__(self, ctx: Context, run_id: RunId, after_revision: int | None) -> None:
+        if after_revision is not None and (not isinstance(after_revision, int) or after_revision < 0):
+            raise ConfigurationError(f"after_revision must be a revision from an event, or None, not {after_revision!r}")
+        self._run = ctx.keys.run(run_id)
+        self._known: set[bytes] = set()
+        self.revision = after_revision or 0
+        self.must_list = after_revision is None
+        self._behind_compaction = False
+
+    @property
+    def prefix(self) -> bytes:
+        """The prefix that is watched."""
+        return self._run.all
+
+    def compacted(self) -> None:
+        """Take note that what comes next can't be had any more: the run must be listed."""
+        self.must_list = True
+        self._behind_compaction = True
+
+    def look(self) -> Program[list[RunEvent]]:
+        """Read the run as it stands, and tell what this watcher has not told yet."""
+        kvs, revision = yield from read_snapshot(self.prefix)
+        told: list[RunEvent] = []
+        if self._behind_compaction:
+            told.append(Relisted(revision, self._run.run_id))
+        standing = {kv.key for kv in kvs}
+        news = [Event(kv.key, kv, kv.mod_revision) for kv in kvs if kv.mod_revision > self.revision]
+        told += self._tell(Event(key, None, revision) for key in sorted(self._known - standing))
+        told += self._tell(sorted(news, key=lambda event: event.revision))
+        self._known = standing
+        self.revision = max(self.revision, revision)
+        self.must_list = self._behind_compaction = False
+        return told
+
+    def take(self, events: Iterable[Event]) -> list[RunEvent]:
+        """Tell what a watch gave, but for what was told before."""
+        new = [event for event in events if event.revision > self.revision]
+        for event in new:
+            (self._known.discard if event.kv is None else self._known.add)(event.key)
+        if new:
+            self.revision = max(event.revision for event in new)
+        return self._tell(new)
+
+    def _tell(self, events: Iterable[Event]) -> list[RunEvent]:
+        told = (self._typed(event) for event in events)
+        return [event for event in told if event is not None]
+
+    def _typed(self, event: Event) -> RunEvent | None:
+        part, _, rest = event.key.removeprefix(self.prefix).partition(b"/")
+        at, run_id, kv = event.revision, self._run.run_id, event.kv
+        if part == b"run":
+            return RunRemoved(at, run_id) if kv is None else RunChanged(at, run_id, decode(kv, RunRow).status)
+        if part == b"control" and kv is not None:
+            control = decode(kv, ControlRow)
+            return ControlChanged(at, run_id, control.cancel_requested, control.timed_out_at is not None)
+        step_key = last_segment(rest)
+        if part == b"steps":
+            if kv is None:
+                return StepReset(at, run_id, step_key)
+            row = decode(kv, StepRow)
+            return StepChanged(at, run_id, step_key, row.status, row.attempt, row.owner)
+        if part == b"claims":
+            return ClaimEnded(at, run_id, step_key) if kv is None else _claim(at, run_id, step_key, kv)
+        if part == b"dispatches":
+            if kv is None:
+                return DispatchEnded(at, run_id, step_key)
+            return StepDispatched(at, run_id, step_key, decode(kv, DispatchRow).job)
+        return None
+
+
+def _claim(at: int, run_id: str, step_key: str, kv: KeyValue) -> RunEvent:
+    record = decode(kv, ClaimRecord)
+    if record.state is ClaimState.SEALED and record.status is not None:
+        return ClaimSealed(at, run_id, step_key, record.owner, record.status)
+    return ClaimTaken(at, run_id, step_key, record.owner)

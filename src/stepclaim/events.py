@@ -1,0 +1,95 @@
+"""What `watch_run` tells: one value for each change of a key of the run, in etcd's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stepclaim.models import RunStatus, StepStatus
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """Something happened to a run. Give `revision` to `watch_run(after_revision=...)` to go on behind it."""
+
+    revision: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunChanged(RunEvent):
+    """The run's record was written."""
+
+    status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class RunRemoved(RunEvent):
+    """The run was deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlChanged(RunEvent):
+    """Something was asked of the run."""
+
+    cancel_requested: bool
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent(RunEvent):
+    """Something happened to a step."""
+
+    step_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepChanged(StepEvent):
+    """The step's row was written."""
+
+    status: StepStatus
+    attempt: int
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReset(StepEvent):
+    """The step's row was removed: it is evaluated anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTaken(StepEvent):
+    """The step was claimed; the event's revision is the fencing token."""
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimSealed(StepEvent):
+    """The step is final: nobody can claim it any more."""
+
+    owner: str
+    status: StepStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimEnded(StepEvent):
+    """The claim is gone: released, or its lease ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDispatched(StepEvent):
+    """The step's entry in the dispatch ledger was written."""
+
+    job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchEnded(StepEvent):
+    """The step's entry in the dispatch ledger was removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relisted(RunEvent):
+    """What happened up to here was compacted before it could be told; the events that follow tell what stands."""
