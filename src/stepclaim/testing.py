@@ -409,10 +409,11 @@ class AsyncInMemoryRunStore(_InMemoryStore, AsyncRunStore):
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
+        left = _left(deadline)
         unlisten = self.backend.listen(wake)
         try:
             if not self.backend.events(key, range_end, after):
-                await asyncio.wait_for(changed.wait(), _left(deadline))
+                await asyncio.wait_for(changed.wait(), left)
         except TimeoutError:
             return
         finally:
