@@ -177,7 +177,7 @@ async def test_of_many_that_wait_each_gets_its_turn(open_store: OpenStore) -> No
 
 async def watched(store: AnyStore, *, after: int | None, seen: list[RunEvent]) -> None:
     """Collect events up to the last act, under either face."""
-    events = store.raw.watch_run(RUN, after_revision=after, timeout=30)
+    events: Any = store.raw.watch_run(RUN, after_revision=after, timeout=30)
     if inspect.isasyncgen(events):
         async for event in events:
             seen.append(event)

@@ -56,6 +56,8 @@ _REFUSED_THEIRS = (
     "certificate has expired",
 )
 _NO_TLS_HERE = ("wrong_version_number", "handshake read failed", "socket closed", "connection reset", "http1.x server")
+# etcd's own clock may run out before ours, and then it answers with these words under UNKNOWN
+_TOO_LATE = ("context deadline exceeded", "context canceled")
 _BROKEN_STREAM = ("rst_stream", "stream removed", "goaway", "socket closed", "connection reset")
 
 _WRAPPING = re.compile(
@@ -84,6 +86,12 @@ def _distrust(low: str) -> str | None:
     if any(sign in low for sign in _REFUSED_THEIRS):
         return "its certificate is not trusted: give the ca_file of the authority that signed it"
     return None
+
+
+def timed_out(error: grpc.RpcError) -> bool:
+    """Tell whether a call's time was over, by our clock or by etcd's."""
+    low = (error.details() or "").lower()
+    return error.code() is Code.DEADLINE_EXCEEDED or any(sign in low for sign in _TOO_LATE)
 
 
 def classify(error: grpc.RpcError, endpoint: str) -> Failure:
@@ -121,7 +129,7 @@ def classify(error: grpc.RpcError, endpoint: str) -> Failure:
             definite=definite,
             elsewhere=True,
         )
-    if code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED) or any(sign in low for sign in _BROKEN_STREAM):
+    if code is Code.CANCELLED or timed_out(error) or any(sign in low for sign in _BROKEN_STREAM):
         why = "" if code is Code.DEADLINE_EXCEEDED else f": {said}"  # gRPC has only its own words for it
         return Failure(
             DeadlineExceededError(

@@ -10,6 +10,7 @@ import grpc
 from etcd3 import etcdrpc
 
 from stepclaim._core.ops import Batch, Compacted, Event, KeyValue
+from stepclaim._etcd.status import timed_out
 from stepclaim.errors import DeadlineExceededError, PermissionDeniedError, StoreClosedError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def stream(
                 time.sleep(PAUSE)
                 return
     except grpc.RpcError as error:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if timed_out(error):
             return  # its time is over, nothing is wrong
         failure = members.failed(error, member)
         if client.closing or failure.transient:
@@ -137,7 +138,7 @@ async def stream_async(
                 await asyncio.sleep(PAUSE)
                 return
     except grpc.RpcError as error:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if timed_out(error):
             return
         failure = members.failed(error, member)
         if client.closing or failure.transient:
