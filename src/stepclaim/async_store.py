@@ -31,7 +31,16 @@ from stepclaim.settings import Endpoints, Overrides, Settings
 from stepclaim.sync_store import EtcdRunStore, RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
     from datetime import datetime
     from types import TracebackType
     from typing import Self, Unpack
@@ -212,7 +221,14 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
     ) -> RunRecord:
         return await self._run(
             runs.start_run(
-                self._ctx, flow_id, flow_name, run_id, trigger_key, trigger_data_json, job_id, source_run_id,
+                self._ctx,
+                flow_id,
+                flow_name,
+                run_id,
+                trigger_key,
+                trigger_data_json,
+                job_id,
+                source_run_id,
                 idempotency_key,
             )
         )
@@ -407,8 +423,13 @@ class AsyncEtcdRunStore(AsyncRunStore):
 
     async def _open_session(self, deadline: float) -> None:
         keeper = Keeper(
-            self._settings, self._access, self._ctx.keys, self._ctx.owner,
-            deliver=self._in_loop, lost_event=asyncio.Event, changed=lambda: self._in_loop(self._session_changed.set),
+            self._settings,
+            self._access,
+            self._ctx.keys,
+            self._ctx.owner,
+            deliver=self._in_loop,
+            lost_event=asyncio.Event,
+            changed=lambda: self._in_loop(self._session_changed.set),
         )
         opening = asyncio.ensure_future(asyncio.to_thread(keeper.open, deadline))
         try:

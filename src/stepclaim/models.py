@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -86,6 +86,18 @@ class StepClaim:
     """The attempt's number, from 1; 0 while the step was claimed but not started."""
     lease_id: int
     """The lease that the claim ends with; 0 in at-most-once mode."""
+    prefix: str = field(default="/stepclaim", repr=False)
+    """What the keys of the claim's store begin with."""
+
+    def guard(self) -> Any:
+        """Give the etcd compare that holds while, and only while, this claim is held.
+
+        For a transaction of your own with an `etcd3` client: `client.transaction(compare=[claim.guard()], ...)`; for
+        one with `etcd3.etcdrpc`'s messages: `claim.guard().build_message()`.
+        """
+        from stepclaim._etcd.wire import guard  # noqa: PLC0415 - values must not need gRPC until they are asked for it
+
+        return guard(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,39 @@ class StepRecord:
     fencing_token: int | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
+
+
+class FindingKind(StrEnum):
+    """What a crash can leave behind."""
+
+    ORPHANED_STEP = "orphaned step"
+    LOST_DISPATCH = "lost dispatch"
+    UNDISPATCHED_STEP = "undispatched step"
+    UNREACHABLE_STEP = "unreachable step"
+    UNCOMPLETED_RUN = "uncompleted run"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a crash left behind. `mended`: this caller, and nobody else, has put it right."""
+
+    kind: FindingKind
+    run_id: str
+    step_key: str | None
+    detail: str
+    mended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NextSteps:
+    """What an engine's graph says of a run as it stands: the plan that recovery asks for."""
+
+    ready: frozenset[str] = frozenset()
+    """Steps without a row whose prerequisites are met."""
+    unreachable: frozenset[str] = frozenset()
+    """Steps without a row whose prerequisites can't be met any more."""
+    outcome: RunStatus | None = None
+    """The run's final status, once nothing is left to do."""
 
 
 @dataclass(frozen=True, slots=True)

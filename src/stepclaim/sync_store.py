@@ -248,7 +248,14 @@ class RunStore(FlowRunRuntimeStore):
         """
         return self._run(
             runs.start_run(
-                self._ctx, flow_id, flow_name, run_id, trigger_key, trigger_data_json, job_id, source_run_id,
+                self._ctx,
+                flow_id,
+                flow_name,
+                run_id,
+                trigger_key,
+                trigger_data_json,
+                job_id,
+                source_run_id,
                 idempotency_key,
             )
         )
@@ -465,8 +472,13 @@ class EtcdRunStore(RunStore):
         try:
             if session:
                 self._keeper = Keeper(
-                    settings, access, keys, owner,
-                    deliver=lambda tell: tell(), lost_event=threading.Event, changed=lambda: None,
+                    settings,
+                    access,
+                    keys,
+                    owner,
+                    deliver=lambda tell: tell(),
+                    lost_event=threading.Event,
+                    changed=lambda: None,
                 )
                 self._keeper.open(deadline)
             else:

@@ -1,7 +1,6 @@
 """`step(...)`, `wait_for_step` and `watch_run`, on all four stores."""
 
 import asyncio
-import inspect
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -178,7 +177,7 @@ async def test_of_many_that_wait_each_gets_its_turn(open_store: OpenStore) -> No
 async def watched(store: AnyStore, *, after: int | None, seen: list[RunEvent]) -> None:
     """Collect events up to the last act, under either face."""
     events: Any = store.raw.watch_run(RUN, after_revision=after, timeout=30)
-    if inspect.isasyncgen(events):
+    if hasattr(events, "__aiter__"):
         async for event in events:
             seen.append(event)
             if is_last(event):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from servers import eventually
-from stepclaim.cli.broker import Broker, Event, Finished, GoOn, Gone, InBody, Order, Peer, Publish, Ready
+from stepclaim.cli.broker import Broker, Event, Finished, Gone, GoOn, InBody, Order, Peer, Publish, Ready
 from stepclaim.cli.engine import Handled
 
 if TYPE_CHECKING:

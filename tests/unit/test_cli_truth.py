@@ -72,7 +72,10 @@ def test_a_step_that_was_removed_and_done_again(seen: Seen, etcd: EtcdServer, pr
     value = etcd.etcdctl("get", "--print-value-only", key).strip()
     etcd.etcdctl("del", key)
     etcd.etcdctl("put", key, value)
-    assert _wrong(seen.read()) == ["step b of run run was committed 2 times", "step b of run run was removed in between"]
+    assert _wrong(seen.read()) == [
+        "step b of run run was committed 2 times",
+        "step b of run run was removed in between",
+    ]
 
 
 def test_a_claim_that_does_not_fit(seen: Seen, etcd: EtcdServer, prefix: str) -> None:

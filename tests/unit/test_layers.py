@@ -12,13 +12,15 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 if not (ROOT / "src" / "stepclaim").is_dir():
     pytest.skip("these look at a checkout's src", allow_module_level=True)
 
-pytestmark = pytest.mark.tools
+SECONDS = 300
+
+pytestmark = [pytest.mark.tools, pytest.mark.timeout(SECONDS)]
 
 
 def complaint(program: str, *arguments: str) -> str:
     """Run one of this environment's tools in the checkout; "" if it is content, else all that it printed."""
     done = subprocess.run(
-        [SCRIPTS / program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [SCRIPTS / program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     return "" if done.returncode == 0 else f"{done.stdout}{done.stderr}" or f"{program} ended with {done.returncode}"
 

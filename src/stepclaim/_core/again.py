@@ -1,4 +1,4 @@
-"""Running a step again: one that failed, and those that were skipped because it did; and finding those that nobody runs."""
+"""Running a step again: a failed one, those that were skipped because of it; and finding those that nobody runs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _KEYS_A_TRANSACTION = 24
 
 
 def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
-    """Set step and run back to Running; claim and dispatch go, and with them whatever the old holder may still write."""
+    """Set step and run back to Running; claim and dispatch go, and with them whatever the old holder may write."""
     run = ctx.keys.run(run_id)
     ref = run.step(step_key)
-    write_id, now = ctx.new_id(), ctx.now()
+    write_id = ctx.new_id()
     gets = (Get(ref.claim), Get(ref.row), Get(run.record))
     reply = yield from Txn(compares=(), success=gets)
     while True:

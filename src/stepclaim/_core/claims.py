@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 
 from stepclaim._core.context import Holding, View
+from stepclaim._core.keys import StepKeys, last_segment, run_name
 from stepclaim._core.ops import (
     Abandoned,
-    UntilChanged,
     Compare,
     Delete,
     Fence,
@@ -31,11 +31,11 @@ from stepclaim._core.ops import (
     SessionView,
     Txn,
     TxnReply,
+    UntilChanged,
     read_prefix,
 )
 from stepclaim._core.records import VERSION, ClaimRecord, StepRow, Stored, decode, encode, stored
 from stepclaim._core.starting import Base, Start, base_of
-from stepclaim._core.keys import StepKeys, last_segment, run_name
 from stepclaim.errors import (
     BackendError,
     ClaimLostError,
@@ -127,7 +127,9 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             claimed_at=ctx.now(),
         )
         value = encode(record)
-        begun = None if start is None else start.begin(ref, base, owner=session.owner, write_id=attempt_id, now=ctx.now())
+        begun = (
+            None if start is None else start.begin(ref, base, owner=session.owner, write_id=attempt_id, now=ctx.now())
+        )
         try:
             reply = yield from Txn(
                 compares=(Compare(ref.claim, "create", 0), *(begun.compares if begun else ())),
@@ -144,7 +146,7 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             yield from Later(partial(_undo, ref, session, value))
             raise
         if token:
-            claim = StepClaim(ref.run_id, ref.step_key, session.owner, token, record.attempt, session.claim_lease)
+            claim = StepClaim(ref.run_id, ref.step_key, session.owner, token, record.attempt, session.claim_lease, ctx.keys.prefix)
             holding = Holding(claim, record)
             if begun is not None:
                 holding.row, holding.row_revision, holding.payload = begun.row, token, begun.payload
@@ -214,7 +216,9 @@ def _release_whatever(ctx: Context, ref: StepKeys) -> Program[None]:
     seen = yield from _peek(ref)
     while seen is not None:
         reply = yield from Txn(
-            compares=(Compare(ref.claim, "mod", seen.mod_revision),), success=(Delete(ref.claim),), failure=(Get(ref.claim),)
+            compares=(Compare(ref.claim, "mod", seen.mod_revision),),
+            success=(Delete(ref.claim),),
+            failure=(Get(ref.claim),),
         )
         if reply.succeeded:
             break

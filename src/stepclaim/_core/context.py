@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from stepclaim._core.ops import KeyValue
-from stepclaim._core.records import ClaimRecord, Payload, Stored, StepRow
+from stepclaim._core.records import ClaimRecord, Payload, StepRow, Stored
 from stepclaim.errors import ConfigurationError, RecordTooLargeError
 from stepclaim.models import StepClaim  # noqa: TC001 - msgspec reads the annotations
 

@@ -120,9 +120,7 @@ def get_control(ctx: Context, run_id: RunId) -> Program[RunControl | None]:
     )
 
 
-def register_key(
-    ctx: Context, flow_id: RunId, trigger_key: str, idempotency_key: str, run_id: RunId
-) -> Program[bool]:
+def register_key(ctx: Context, flow_id: RunId, trigger_key: str, idempotency_key: str, run_id: RunId) -> Program[bool]:
     """Let an idempotency key stand for a run; True for the one who did."""
     key = ctx.keys.idempotency(flow_id, trigger_key, idempotency_key)
     run = ctx.keys.run(run_id)

@@ -203,9 +203,7 @@ def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyVa
     return kvs
 
 
-def read_snapshot(
-    prefix: bytes, *, keys_only: bool = False, revision: int = 0
-) -> Program[tuple[list[KeyValue], int]]:
+def read_snapshot(prefix: bytes, *, keys_only: bool = False, revision: int = 0) -> Program[tuple[list[KeyValue], int]]:
     """Read all keys below a prefix, and tell the revision that they were read at: the given one, while it is kept."""
     end = prefix_end(prefix)
     wanted = revision

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from stepclaim.errors import CorruptRecordError
-from stepclaim.models import ClaimState, RunStatus, StepStatus
+from stepclaim.models import ClaimState, RunStatus, StepStatus  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from stepclaim._core.ops import KeyValue
@@ -131,6 +131,8 @@ class DispatchRow(Record, kw_only=True, frozen=True):
 
     job: str | None = None
     recorded_at: datetime
+    orphan: int | None = None
+    """Made by a recovery: the mod revision of the row that it found without a holder."""
     write_id: str
 
 

@@ -67,7 +67,9 @@ def purge_runs(ctx: Context, completed_before: datetime, limit: int | None) -> P
     doomed: list[tuple[datetime, Doomed]] = []
     names = list(keys)
     for first in range(0, len(names), _LOOKUPS_A_TRANSACTION):
-        batch = [(ctx.keys.run(last_segment(name)), keys[name]) for name in names[first : first + _LOOKUPS_A_TRANSACTION]]
+        batch = [
+            (ctx.keys.run(last_segment(name)), keys[name]) for name in names[first : first + _LOOKUPS_A_TRANSACTION]
+        ]
         reply = yield from Txn(compares=(), success=tuple(Get(run.record) for run, _ in batch))
         for (run, its_keys), found in zip(batch, reply.found, strict=True):
             standing: Stored[RunRow] | None = stored(found, RunRow)

@@ -16,8 +16,8 @@ from stepclaim._core.records import (
     IdempotencyRow,
     Payload,
     RunRow,
-    Stored,
     StepRow,
+    Stored,
     decode,
     encode,
     stored,
@@ -229,9 +229,7 @@ def _step_record(
     )
 
 
-def _attempt_record(
-    name: str, stored_row: Stored[StepRow], payloads: dict[tuple[str, int], Payload]
-) -> AttemptRecord:
+def _attempt_record(name: str, stored_row: Stored[StepRow], payloads: dict[tuple[str, int], Payload]) -> AttemptRecord:
     row = stored_row.record
     payload = payloads.get((name, row.attempt)) or Payload(v=VERSION)
     return AttemptRecord(

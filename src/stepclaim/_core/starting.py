@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from stepclaim._core.keys import StepKeys, last_segment
 from stepclaim._core.ops import Compare, Program, Put, Range, prefix_end
-from stepclaim._core.records import VERSION, Payload, Stored, StepRow, encode
+from stepclaim._core.records import VERSION, Payload, StepRow, Stored, encode
 from stepclaim.models import StepStatus
 
 if TYPE_CHECKING:

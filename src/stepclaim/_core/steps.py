@@ -14,8 +14,19 @@ from msgspec.structs import replace
 
 from stepclaim._core.claims import carried_through, holder_check, look, ref_of, seen
 from stepclaim._core.context import Context, Holding, View, view_of
+from stepclaim._core.keys import last_segment
 from stepclaim._core.ops import Action, Compare, Delete, Get, Program, Put, PutOnce, Range, Txn, TxnReply, read_prefix
-from stepclaim._core.records import VERSION, ClaimRecord, DispatchRow, Payload, Stored, StepRow, decode, encode
+from stepclaim._core.records import (
+    VERSION,
+    ClaimRecord,
+    DispatchRow,
+    Payload,
+    StatusOnly,
+    StepRow,
+    Stored,
+    decode,
+    encode,
+)
 from stepclaim._core.starting import Base, Start, base_of, begin_with, token_of
 from stepclaim.errors import ClaimError, ClaimLostError, ConfigurationError, OutcomeUnknownError, StepConflictError
 from stepclaim.models import ClaimState, StepClaim, StepStatus
@@ -80,9 +91,7 @@ def _update(ref: StepKeys, write_id: str, guess: View | None, decide: Decision) 
             raise
         if change is None:
             return None
-        reply = yield from Txn(
-            compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row))
-        )
+        reply = yield from Txn(compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row)))
         if reply.succeeded:
             return Written(change.row, reply.revision, change.payload, reply)
         in_doubt = in_doubt or reply.in_doubt
@@ -91,7 +100,9 @@ def _update(ref: StepKeys, write_id: str, guess: View | None, decide: Decision) 
             return Written(view.row.record, view.row.kv.mod_revision, change.payload)
 
 
-def _was_written(ref: StepKeys, write_id: str, before: View, view: View, refused: ClaimError | StepConflictError) -> Program[bool]:
+def _was_written(
+    ref: StepKeys, write_id: str, before: View, view: View, refused: ClaimError | StepConflictError
+) -> Program[bool]:
     """Tell whether a write whose reply was lost took place before others went on: the records' ids are the evidence.
 
     True if it did, False if it certainly did not; raises `OutcomeUnknownError` where the evidence was overwritten.
@@ -186,9 +197,7 @@ def complete(
             f"complete_step takes a final status, not {outcome.status}: to run the step again later use defer_step"
         )
     holding = ctx.holding(ref, claim.fencing_token)
-    return (
-        yield from carried_through(partial(_finish, ctx, ref, outcome, claim, holding, successors=successors))
-    )
+    return (yield from carried_through(partial(_finish, ctx, ref, outcome, claim, holding, successors=successors)))
 
 
 def record_complete(
@@ -285,8 +294,14 @@ def _outcome_change(
     if row is None:  # the row of a held claim was removed by hand: the result must not be lost for that
         assert claim is not None
         new = StepRow(
-            v=VERSION, status=outcome.status, attempt=max(claim.attempt, 1), token=claim.fencing_token,
-            owner=claim.owner, completed_at=write.now, payload=payload is not None, write_id=write.write_id,
+            v=VERSION,
+            status=outcome.status,
+            attempt=max(claim.attempt, 1),
+            token=claim.fencing_token,
+            owner=claim.owner,
+            completed_at=write.now,
+            payload=payload is not None,
+            write_id=write.write_id,
         )
     else:
         new = replace(
@@ -312,12 +327,14 @@ def _outcome_change(
 
 def _seal(ctx: Context, ref: StepKeys, claim: Stored[ClaimRecord] | None, row: StepRow, write: Write) -> Put:
     """Rewrite the claim without a lease: its create revision stays, and nobody can claim the step any more."""
-    record = claim.record if claim else ClaimRecord(
-        v=VERSION, state=ClaimState.HELD, owner=ctx.owner, attempt_id=write.write_id, claimed_at=write.now
+    record = (
+        claim.record
+        if claim
+        else ClaimRecord(
+            v=VERSION, state=ClaimState.HELD, owner=ctx.owner, attempt_id=write.write_id, claimed_at=write.now
+        )
     )
-    sealed = replace(
-        record, state=ClaimState.SEALED, status=row.status, sealed_at=write.now, attempt=row.attempt
-    )
+    sealed = replace(record, state=ClaimState.SEALED, status=row.status, sealed_at=write.now, attempt=row.attempt)
     return Put(ref.claim, encode(sealed, claim.kv if claim else None))
 
 
@@ -349,7 +366,7 @@ def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | N
     return decode(page.kvs[0], Payload) if page.kvs else None
 
 
-def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool) -> Program[None]:  # noqa: FBT001
+def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool) -> Program[None]:
     """Set a claimed step back to Pending and give the claim up, in one transaction; with a fresh dispatch, if asked."""
     ref = ref_of(ctx, claim)
     ctx.field(reason, "reason")
@@ -366,8 +383,13 @@ def _defer(ctx: Context, ref: StepKeys, claim: StepClaim, reason: str | None, *,
         actions: list[Action] = [Delete(ref.claim)]
         compares = [Compare(ref.claim, "mod", claim.fencing_token)]
         new = StepRow(
-            v=VERSION, status=StepStatus.PENDING, attempt=max(claim.attempt, 1), token=claim.fencing_token,
-            owner=claim.owner, reason=reason, write_id=write.write_id,
+            v=VERSION,
+            status=StepStatus.PENDING,
+            attempt=max(claim.attempt, 1),
+            token=claim.fencing_token,
+            owner=claim.owner,
+            reason=reason,
+            write_id=write.write_id,
         )
         if row is not None:
             new = replace(
@@ -413,9 +435,17 @@ def skip(
         first = False
         payload = None if evaluation_trace_json is None else Payload(v=VERSION, trace=evaluation_trace_json)
         new = StepRow(
-            v=VERSION, status=StepStatus.SKIPPED, type=step_type, attempt=base.next_attempt, owner=ctx.owner,
-            token=standing.kv.create_revision if standing else None, started_at=write.now, completed_at=write.now,
-            reason=reason, payload=payload is not None, write_id=write.write_id,
+            v=VERSION,
+            status=StepStatus.SKIPPED,
+            type=step_type,
+            attempt=base.next_attempt,
+            owner=ctx.owner,
+            token=standing.kv.create_revision if standing else None,
+            started_at=write.now,
+            completed_at=write.now,
+            reason=reason,
+            payload=payload is not None,
+            write_id=write.write_id,
         )
         begun = begin_with(ref, base, new, payload)
         guard = Compare(ref.claim, "mod", standing.kv.mod_revision if standing else 0)
@@ -434,8 +464,5 @@ def _note(ctx: Context, ref: StepKeys, holding: Holding | None, written: Written
 
 def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:
     """Read all steps' statuses as one snapshot."""
-    from stepclaim._core.keys import last_segment
-    from stepclaim._core.records import StatusOnly
-
     kvs = yield from read_prefix(ctx.keys.run(run_id).below("steps"))
     return {last_segment(kv.key): decode(kv, StatusOnly).status for kv in kvs}

@@ -37,7 +37,7 @@ class Cursor:
 
     def __init__(self, ctx: Context, run_id: RunId, after_revision: int | None) -> None:
         if after_revision is not None and (not isinstance(after_revision, int) or after_revision < 0):
-            raise ConfigurationError(f"after_revision must be a revision from an event, or None, not {after_revision!r}")
+            raise ConfigurationError(f"after_revision must be an event's revision, or None, not {after_revision!r}")
         self._run = ctx.keys.run(run_id)
         self._known: set[bytes] = set()
         self.revision = after_revision or 0

@@ -79,7 +79,7 @@ class AsyncClient:
                 raise InDoubt from failed
             raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
 
-    async def _log_in(self, member: Member, timeout: float) -> None:  # noqa: ASYNC109 - gRPC's own deadline
+    async def _log_in(self, member: Member, timeout: float) -> None:
         try:
             answer = await member.auth.Authenticate(self.members.login_request(), timeout=timeout)
         except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""Keeps a session alive: a thread and channels of its own that renew the lease, settle doubts, and replace what is lost."""
+"""Keeps a session alive: a thread and channels of its own, which renew the lease, settle doubts, open it anew."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Keeper:
                 self._view = _moved(view, revision)
 
     def watch_claim(self, key: bytes, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
-        """Call back, once, when a claim is found to be lost; looked for every few seconds, and when the session ends."""
+        """Call back, once, when a claim is found to be lost; asked every few seconds, and when the session ends."""
         watched = Watched(key, claim, lost)
         with self._condition:
             if not self._watched:
@@ -190,7 +190,7 @@ class Keeper:
             except StepClaimError as error:
                 logger.debug("session: %s", error)
                 self._pause(0.2)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged; without this thread every claim would be lost
                 logger.exception("the session's thread met an error of its own; it goes on")
                 self._pause(1.0)
 
@@ -230,7 +230,7 @@ class Keeper:
             self._watched.discard(each)
             try:
                 each.lost()
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged; the other bodies must be told, too
                 logger.exception("a body could not be told that its claim is lost")
 
     def _renew(self, clock: LeaseClock) -> None:
@@ -274,9 +274,7 @@ class Keeper:
             mod_revision=0,
         )
         revision = run_program(self._client, None, _register(view), deadline)
-        session = Session(
-            session_id, self._owner, answer.ID, clock, self._callbacks, self._deliver, self._lost_event()
-        )
+        session = Session(session_id, self._owner, answer.ID, clock, self._callbacks, self._deliver, self._lost_event())
         with self._condition:
             self._clock = clock
             self._view = _moved(view, revision, created=revision)
@@ -322,8 +320,14 @@ def _register(view: SessionView) -> Program[int]:
 
 def _moved(view: SessionView, revision: int, *, created: int = 0) -> SessionView:
     return SessionView(
-        view.session_id, view.owner, view.key, view.value, view.lease, view.claim_lease,
-        created or view.create_revision, revision,
+        view.session_id,
+        view.owner,
+        view.key,
+        view.value,
+        view.lease,
+        view.claim_lease,
+        created or view.create_revision,
+        revision,
     )
 
 

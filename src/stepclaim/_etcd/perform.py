@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stepclaim._core.ops import Abandoned, Fence, Later, Op, OpenSession, Program, Range, SessionView, Txn, TxnReply, UntilChanged
-from stepclaim.errors import ConfigurationError
+from stepclaim._core.ops import (
+    Abandoned,
+    Fence,
+    Later,
+    Op,
+    OpenSession,
+    Program,
+    Range,
+    SessionView,
+    Txn,
+    TxnReply,
+    UntilChanged,
+)
 from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, split_fence, txn_reply, txn_request
+from stepclaim.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,7 +59,7 @@ def _range(member: Member) -> Any:
 def _fenced(op: Txn, reply: TxnReply, source: SessionSource | None) -> TxnReply:
     if op.fence is None or reply.succeeded:
         return reply
-    reply, barrier = split_fence(op, reply)
+    reply, barrier = split_fence(reply)
     if source is not None:
         source.barrier(op.fence.key, barrier)
     return reply
@@ -76,9 +88,7 @@ def run_program(
 
     def perform(op: Op[Any]) -> Any:
         if isinstance(op, Txn):
-            answer, in_doubt = client.call(
-                _txn, txn_request(op), deadline, write=True, fenced=op.fence is not None
-            )
+            answer, in_doubt = client.call(_txn, txn_request(op), deadline, write=True, fenced=op.fence is not None)
             return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
         if isinstance(op, Range):
             answer, _ = client.call(_range, range_request(op), deadline, attempts=attempts)
@@ -100,7 +110,7 @@ def run_program(
                 reply = perform(op)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
-            except BaseException as error:  # the caller is interrupted: let the program clean up
+            except BaseException as error:  # noqa: BLE001 - the caller is interrupted: let the program clean up
                 gone = error
                 op = program.throw(Abandoned())
             else:
@@ -149,7 +159,7 @@ async def run_program_async(
                 reply = await perform(op)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
-            except BaseException as error:  # the task is cancelled: let the program clean up
+            except BaseException as error:  # noqa: BLE001 - the task is cancelled: let the program clean up
                 gone = error
                 op = program.throw(Abandoned())
             else:

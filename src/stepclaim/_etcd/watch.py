@@ -61,9 +61,7 @@ def _event(each: Any) -> Event:
     kv = each.kv
     if each.type == each.DELETE:
         return Event(kv.key, None, kv.mod_revision)
-    return Event(
-        kv.key, KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease), kv.mod_revision
-    )
+    return Event(kv.key, KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease), kv.mod_revision)
 
 
 def lifetime(deadline: float | None) -> float:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from etcd3 import etcdrpc
+from etcd3 import etcdrpc, transactions
 
-from stepclaim._core.ops import Action, Compare, Fence, Get, KeyValue, Put, PutOnce, Range, RangeReply, SessionView, Txn, TxnReply
+from stepclaim._core.keys import Keyspace
+from stepclaim._core.ops import (
+    Action,
+    Compare,
+    Fence,
+    Get,
+    KeyValue,
+    Put,
+    PutOnce,
+    Range,
+    RangeReply,
+    SessionView,
+    Txn,
+    TxnReply,
+)
+
+if TYPE_CHECKING:
+    from stepclaim.models import StepClaim
 
 _TARGETS = {
     "create": (etcdrpc.Compare.CREATE, "create_revision"),
@@ -21,6 +38,12 @@ def compare(each: Compare) -> Any:
     return etcdrpc.Compare(result=etcdrpc.Compare.EQUAL, target=target, key=each.key, **{name: each.expected})
 
 
+def guard(claim: StepClaim) -> Any:
+    """Make the compare that holds while the claim is held: a held claim is written once, so its token is its revision."""
+    key = Keyspace(claim.prefix).step(claim.run_id, claim.step_key).claim
+    return transactions.Mod(key) == claim.fencing_token
+
+
 def _action(each: Action) -> Any:
     if isinstance(each, Put):
         return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=each.key, value=each.value, lease=each.lease))
@@ -32,9 +55,7 @@ def _action(each: Action) -> Any:
                 compare=[compare(Compare(each.key, "create", 0))], success=[_action(Put(each.key, each.value))]
             )
         )
-    return etcdrpc.RequestOp(
-        request_delete_range=etcdrpc.DeleteRangeRequest(key=each.key, range_end=each.range_end)
-    )
+    return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=each.key, range_end=each.range_end))
 
 
 def txn_request(op: Txn) -> Any:
@@ -90,7 +111,7 @@ def _kv(kv: Any) -> KeyValue:
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
 
 
-def split_fence(op: Txn, reply: TxnReply) -> tuple[TxnReply, KeyValue | None]:
+def split_fence(reply: TxnReply) -> tuple[TxnReply, KeyValue | None]:
     """Take the barrier's own read off a failed fenced transaction's reply."""
     *found, barrier = reply.found
     return TxnReply(reply.succeeded, reply.revision, tuple(found), reply.in_doubt, reply.put), barrier
