@@ -55,9 +55,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def open_store(
-    kind: str, etcd: EtcdServer, prefix: str, threads: ThreadPoolExecutor
-) -> AsyncIterator[OpenStore]:
+async def open_store(kind: str, etcd: EtcdServer, prefix: str, threads: ThreadPoolExecutor) -> AsyncIterator[OpenStore]:
     """Give a function that opens one more store on the same keys, with a client of its own."""
     backend = InMemoryBackend()
     async with AsyncExitStack() as stack:

@@ -82,7 +82,7 @@ class _Stream:
 
     def feed(self, data: bytes) -> None:
         self.unread += data
-        while len(self.unread) >= 5 and len(self.unread) >= (size := 5 + int.from_bytes(self.unread[1:5])):  # noqa: PLR2004
+        while len(self.unread) >= 5 and len(self.unread) >= (size := 5 + int.from_bytes(self.unread[1:5])):
             self.call.requests.append(bytes(self.unread[5:size]))
             del self.unread[:size]
 
@@ -110,10 +110,10 @@ class _Headers:
 
 def _text(text: bytes) -> bytes:
     """Encode as HPACK does without compression: the length with seven bits at first, then the bytes."""
-    if len(text) < 127:  # noqa: PLR2004
+    if len(text) < 127:
         return bytes([len(text)]) + text
     rest, length = len(text) - 127, b"\x7f"
-    while rest > 127:  # noqa: PLR2004
+    while rest > 127:
         length += bytes([rest % 128 + 128])
         rest //= 128
     return length + bytes([rest]) + text

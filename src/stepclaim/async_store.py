@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core import again, claims, control, retention, runs, steps
+from stepclaim._core import again, claims, control, finishing, retention, runs, steps
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
 from stepclaim._core.ops import Compacted, prefix_end
@@ -132,7 +132,7 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
         error: str | None = None,
         dispatch: Iterable[str] = (),
     ) -> frozenset[str]:
-        return await self._run(steps.complete(self._ctx, claim, status, output_json, error, dispatch))
+        return await self._run(finishing.complete(self._ctx, claim, status, output_json, error, dispatch))
 
     @asynccontextmanager
     async def step(
@@ -203,7 +203,7 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
             raise
 
     async def defer_step(self, claim: StepClaim, *, reason: str | None = None, dispatch: bool = False) -> None:
-        await self._run(steps.defer(self._ctx, claim, reason, dispatch))
+        await self._run(finishing.defer(self._ctx, claim, reason, dispatch))
 
     # --- the engine's writers ------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
         output_json: str | None = None,
         error: str | None = None,
     ) -> None:
-        await self._run(steps.record_complete(self._ctx, run_id, step_key, status, output_json, error))
+        await self._run(finishing.record_complete(self._ctx, run_id, step_key, status, output_json, error))
 
     async def record_skipped_step(
         self,

@@ -40,7 +40,7 @@ class Session:
         self.session_id = session_id
         self.owner = owner
         self.lease_id = lease_id
-        self.lost = threading.Event() if lost is None else lost
+        self.lost: Any = threading.Event() if lost is None else lost
         """Set once the session is lost: a threading.Event, or an asyncio.Event on the asyncio face."""
         self._clock = clock
         self._callbacks = callbacks

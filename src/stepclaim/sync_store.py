@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core import again, claims, control, retention, runs, steps
+from stepclaim._core import again, claims, control, finishing, retention, runs, steps
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
 from stepclaim._core.ops import Compacted, prefix_end
@@ -158,7 +158,7 @@ class RunStore(FlowRunRuntimeStore):
         Raises `ClaimLostError` if the claim is no longer held; nothing is written then. Telling the same result
         again does nothing. Costs one RPC and one transaction; from another store than the claiming one, one read more.
         """
-        return self._run(steps.complete(self._ctx, claim, status, output_json, error, dispatch))
+        return self._run(finishing.complete(self._ctx, claim, status, output_json, error, dispatch))
 
     @contextmanager
     def step(
@@ -225,7 +225,7 @@ class RunStore(FlowRunRuntimeStore):
         With `dispatch` its entry in the ledger is made anew in the same transaction, for the one who sends it again.
         Raises `ClaimLostError` if the claim is no longer held. Costs one RPC and one transaction.
         """
-        self._run(steps.defer(self._ctx, claim, reason, dispatch))
+        self._run(finishing.defer(self._ctx, claim, reason, dispatch))
 
     # --- the engine's writers ------------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class RunStore(FlowRunRuntimeStore):
         `ClaimLostError` once it is lost. A second, different result raises `StepConflictError`. Costs one RPC where
         this store took the claim and began the attempt, else two.
         """
-        self._run(steps.record_complete(self._ctx, run_id, step_key, status, output_json, error))
+        self._run(finishing.record_complete(self._ctx, run_id, step_key, status, output_json, error))
 
     def record_skipped_step(
         self,

@@ -1,4 +1,4 @@
-"""One caller: `try_claim_step` against a bare stub's transaction, interleaved call by call. `python -m tests.benchmarks.alone`."""
+"""One caller: `try_claim_step` against a bare stub's transaction, call by call: `python -m tests.benchmarks.alone`."""
 
 import argparse
 import json
@@ -45,7 +45,11 @@ def measure(endpoint: str, calls: int, warm_up: int) -> dict[str, float]:
                 ours.append(middle - began)
                 theirs.append(ended - middle)
     mine, bare_stub = statistics.median(ours) * 1000, statistics.median(theirs) * 1000
-    return {"try_claim_step_ms": round(mine, 3), "bare_stub_ms": round(bare_stub, 3), "ratio": round(mine / bare_stub, 3)}
+    return {
+        "try_claim_step_ms": round(mine, 3),
+        "bare_stub_ms": round(bare_stub, 3),
+        "ratio": round(mine / bare_stub, 3),
+    }
 
 
 def main() -> None:

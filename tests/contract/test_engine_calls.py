@@ -1,4 +1,4 @@
-"""Conformance C3, C7, R, S9 and section 5 of the design: retry, reset, control, idempotency, retention, one transaction."""
+"""Conformance C3, C7, R, S9 and the design's section 5: retry, reset, control, idempotency keys, retention."""
 
 import datetime as dt
 from functools import partial
@@ -97,9 +97,7 @@ async def test_one_of_many_cancels(store: AnyStore) -> None:
 
 async def test_a_run_starts_with_its_idempotency_key(store: AnyStore) -> None:
     ids = [f"run-{n}" for n in range(16)]
-    runs = await gated(
-        [partial(store.start_run, FLOW, "F", name, "manual", idempotency_key="order-1") for name in ids]
-    )
+    runs = await gated([partial(store.start_run, FLOW, "F", name, "manual", idempotency_key="order-1") for name in ids])
     winners = {run.run_id for run in runs}
     assert len(winners) == 1
     assert await store.find_run_by_idempotency_key(FLOW, "manual", "order-1") in winners

@@ -103,7 +103,7 @@ async def test_a_lost_claim_is_told_and_the_result_refused(open_store: OpenStore
         await two.release_step_claim(RUN, "a")
         return await two.claim_step(RUN, "a")
 
-    with pytest.raises(ClaimLostError, match="no longer holds"):
+    with pytest.raises(ClaimLostError, match="no longer holds"):  # noqa: PT012 - the body is what is tested
         async with body_of(one, RUN, "a") as active:
             taking = asyncio.create_task(take())
             if isinstance(active.lost, threading.Event):

@@ -26,7 +26,7 @@ def help_of(command: str) -> str:
     environment = {**os.environ, "COLUMNS": "300", "TERMINAL_WIDTH": "300", "NO_COLOR": "1", "TERM": "dumb"}
     program = "import sys; from stepclaim.cli import main; sys.argv[0] = 'stepclaim'; sys.exit(main())"
     arguments = [sys.executable, "-c", program, command, "--help"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - our own command
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"stepclaim {command} --help ended with {done.returncode}: {done.stderr}"
     return done.stdout
 

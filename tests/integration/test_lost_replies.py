@@ -98,9 +98,7 @@ async def test_a_lost_race_stays_lost(
     assert await other.holds(theirs) is True
 
 
-async def test_a_claim_that_comes_late_finds_the_door_shut(
-    store: AnyStore, other: AnyStore, proxy: EtcdProxy
-) -> None:
+async def test_a_claim_that_comes_late_finds_the_door_shut(store: AnyStore, other: AnyStore, proxy: EtcdProxy) -> None:
     """The first request hangs; the second wins, is released; then the first arrives at last."""
     fault = proxy.hold_request("Txn", 1)
     assert await store.try_claim_step(RUN, "a") is True

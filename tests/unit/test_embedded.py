@@ -26,7 +26,7 @@ sys.stdin.read()
 def owner_process() -> subprocess.Popen[str]:
     """Start a process that starts a server, says its pid and directory, and leaves without closing it."""
     source = Path(stepclaim.embedded.__file__).parents[1]
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(
         [sys.executable, "-c", OWNER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

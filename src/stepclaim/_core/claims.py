@@ -146,7 +146,15 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             yield from Later(partial(_undo, ref, session, value))
             raise
         if token:
-            claim = StepClaim(ref.run_id, ref.step_key, session.owner, token, record.attempt, session.claim_lease, ctx.keys.prefix)
+            claim = StepClaim(
+                run_id=ref.run_id,
+                step_key=ref.step_key,
+                owner=session.owner,
+                fencing_token=token,
+                attempt=record.attempt,
+                lease_id=session.claim_lease,
+                prefix=ctx.keys.prefix,
+            )
             holding = Holding(claim, record)
             if begun is not None:
                 holding.row, holding.row_revision, holding.payload = begun.row, token, begun.payload

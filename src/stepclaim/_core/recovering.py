@@ -49,9 +49,7 @@ class Seen(Struct, frozen=True):
         return record.orphan == self.rows[key].mod_revision and record.recorded_at > too_old
 
 
-def recover_run(
-    ctx: Context, run: RunRecord, plan: Plan | None, *, mend: bool, grace: float
-) -> Program[list[Finding]]:
+def recover_run(ctx: Context, run: RunRecord, plan: Plan | None, *, mend: bool, grace: float) -> Program[list[Finding]]:
     """Find what a crash left in one run; with `mend`, put it right. Whoever mends a finding is told so, once."""
     keys = ctx.keys.run(run.run_id)
     seen = yield from _look(keys)
@@ -75,7 +73,9 @@ def recover_run(
         if following is not None and key not in following.ready:
             continue
         mended = mend and (yield from _dispatch_again(ctx, keys, seen, key))
-        note(FindingKind.LOST_DISPATCH, key, f"recorded at {entry.recorded_at.isoformat()}, never started", mended=mended)
+        note(
+            FindingKind.LOST_DISPATCH, key, f"recorded at {entry.recorded_at.isoformat()}, never started", mended=mended
+        )
     if following is not None:
         for key in following.unreachable:
             if key not in seen.rows and key not in seen.claims:
@@ -121,7 +121,11 @@ def _by_key(kvs: list[KeyValue]) -> dict[str, KeyValue]:
 def _dispatch_again(ctx: Context, run: RunKeys, seen: Seen, key: str) -> Program[bool]:
     """Make the step's entry in the ledger anew, if row, claim and entry are as they were seen: True for one caller."""
     ref = run.step(key)
-    standing = ((ref.row, seen.rows.get(key)), (ref.claim, seen.claims.get(key)), (ref.dispatch, seen.dispatches.get(key)))
+    standing = (
+        (ref.row, seen.rows.get(key)),
+        (ref.claim, seen.claims.get(key)),
+        (ref.dispatch, seen.dispatches.get(key)),
+    )
     row, old = seen.rows.get(key), seen.dispatches.get(key)
     entry = DispatchRow(
         v=VERSION, recorded_at=ctx.now(), orphan=row.mod_revision if row else None, write_id=ctx.new_id()

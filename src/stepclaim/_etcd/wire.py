@@ -39,7 +39,7 @@ def compare(each: Compare) -> Any:
 
 
 def guard(claim: StepClaim) -> Any:
-    """Make the compare that holds while the claim is held: a held claim is written once, so its token is its revision."""
+    """Make the compare that holds while the claim is held: it is written once, so its token is its mod revision."""
     key = Keyspace(claim.prefix).step(claim.run_id, claim.step_key).claim
     return transactions.Mod(key) == claim.fencing_token
 

@@ -1,0 +1,120 @@
+"""Changing a step as it stands: propose, and propose again to what stands instead, until it is taken or refused.
+
+A program proposes a change to the step as it believes it stands; the transaction holds only if it does stand so, and
+otherwise shows what stands. Where the store has just written the step itself, the first proposal needs no read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from stepclaim._core.claims import look, seen
+from stepclaim._core.ops import Action, Compare, Get, Program, Put, Txn, TxnReply, read_prefix
+from stepclaim._core.records import VERSION, ClaimRecord, Payload, StepRow, Stored, decode, encode
+from stepclaim.errors import ClaimLostError, OutcomeUnknownError, StepConflictError
+from stepclaim.models import ClaimState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from stepclaim._core.context import Context, Holding, View
+    from stepclaim._core.keys import StepKeys
+
+
+class Change(Struct, frozen=True):
+    """A proposal: what must still stand, what is written, and the row as it will be."""
+
+    compares: tuple[Compare, ...]
+    actions: tuple[Action, ...]
+    row: StepRow
+    payload: Payload | None = None
+
+
+Decision: TypeAlias = "Callable[[View], Program[Change | None]]"
+"""Judges what stands: a change, None if there is nothing to do, or an error that refuses."""
+
+
+class Write(Struct, frozen=True):
+    """One write's identity, the same through all its retries, and its time."""
+
+    write_id: str
+    now: datetime
+
+    @classmethod
+    def new(cls, ctx: Context) -> Write:
+        """Begin a write."""
+        return cls(ctx.new_id(), ctx.now())
+
+
+class Written(Struct, frozen=True):
+    """What an update left behind; without a reply where its own was lost and it recognised what it wrote."""
+
+    row: StepRow
+    row_revision: int
+    payload: Payload | None
+    reply: TxnReply | None = None
+
+
+def update(ref: StepKeys, write_id: str, guess: View | None, decide: Decision) -> Program[Written | None]:
+    """Propose, and propose again to what stands instead, until a change is taken, refused or not needed."""
+    view = guess if guess is not None else (yield from look(ref))
+    in_doubt = False
+    before = view
+    while True:
+        try:
+            change = yield from decide(view)
+        except (ClaimLostError, StepConflictError) as refused:
+            if in_doubt and (yield from _was_written(ref, write_id, before, view, refused)):
+                return None
+            raise
+        if change is None:
+            return None
+        reply = yield from Txn(compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row)))
+        if reply.succeeded:
+            return Written(change.row, reply.revision, change.payload, reply)
+        in_doubt = in_doubt or reply.in_doubt
+        before, view = view, seen(reply.found)
+        if view.row is not None and view.row.record.write_id == write_id:
+            return Written(view.row.record, view.row.kv.mod_revision, change.payload)
+
+
+def _was_written(
+    ref: StepKeys, write_id: str, before: View, view: View, refused: ClaimLostError | StepConflictError
+) -> Program[bool]:
+    """Tell whether a write whose reply was lost took place before others went on: the records' ids are the evidence.
+
+    True if it did, False if it certainly did not; raises `OutcomeUnknownError` where the evidence was overwritten.
+    """
+    rows = [] if view.row is None else [view.row.record]
+    rows += [decode(kv, StepRow) for kv in (yield from read_prefix(ref.attempts))]
+    ids = {row.write_id for row in rows}
+    if write_id in ids:
+        return True
+    if before.row is not None and before.row.record.write_id in ids:
+        return False  # the row stands, or was put among the earlier attempts, as it was before this write
+    raise OutcomeUnknownError(
+        f"the reply to a write on {ref} was lost, and others have written since: whether it took place can't be told"
+    ) from refused
+
+
+def seal(ctx: Context, ref: StepKeys, claim: Stored[ClaimRecord] | None, row: StepRow, write: Write) -> Put:
+    """Rewrite the claim without a lease: its create revision stays, and nobody can claim the step any more."""
+    record = (
+        claim.record
+        if claim
+        else ClaimRecord(
+            v=VERSION, state=ClaimState.HELD, owner=ctx.owner, attempt_id=write.write_id, claimed_at=write.now
+        )
+    )
+    sealed = replace(record, state=ClaimState.SEALED, status=row.status, sealed_at=write.now, attempt=row.attempt)
+    return Put(ref.claim, encode(sealed, claim.kv if claim else None))
+
+
+def note(ctx: Context, ref: StepKeys, holding: Holding | None, written: Written) -> None:
+    """Keep what was written to a claimed step, so that the next write needs no read."""
+    if holding is not None and ctx.holding(ref, holding.claim.fencing_token) is holding:
+        holding.row, holding.row_revision, holding.payload = written.row, written.row_revision, written.payload
