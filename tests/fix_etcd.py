@@ -1,5 +1,6 @@
 """Fixtures that give tests an etcd: the session's shared one, and those with TLS, with users, with three members."""
 
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,12 +15,24 @@ from servers import (
     EtcdServer,
     NoContainerEngineError,
     TlsEtcd,
+    container_engine_answers,
     run_auth_etcd,
     run_tls_etcd,
 )
 from stepclaim.embedded import EmbeddedEtcd
 
-_KINDS = {"embedded": ["embedded"], "container": ["container"], "both": ["embedded", "container"]}
+_KINDS = {"auto": [], "embedded": ["embedded"], "container": ["container"], "both": ["embedded", "container"]}
+
+
+@functools.cache
+def _found() -> str:
+    return "container" if container_engine_answers() else "embedded"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say where the shared etcd runs."""
+    kinds = _KINDS.get(config.getoption("--etcd")) or [_found()]
+    return f"etcd: {' and '.join(kinds)}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,8 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--etcd",
         choices=sorted(_KINDS),
-        default=os.environ.get("STEPCLAIM_TEST_SERVER", "embedded"),
-        help="where the tests' shared etcd runs [env: STEPCLAIM_TEST_SERVER; default: embedded]",
+        default=os.environ.get("STEPCLAIM_TEST_SERVER", "auto"),
+        help="where the tests' shared etcd runs; auto: in a container where a Docker engine answers, else embedded "
+        "[env: STEPCLAIM_TEST_SERVER; default: auto]",
     )
 
 
@@ -38,6 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         kinds = _KINDS.get(metafunc.config.getoption("--etcd"))
         if kinds is None:
             raise pytest.UsageError(f"STEPCLAIM_TEST_SERVER must be one of {', '.join(sorted(_KINDS))}")
+        kinds = kinds or [_found()]
         metafunc.parametrize("etcd", kinds, indirect=True, scope="session")
 
 

@@ -123,6 +123,15 @@ class ContainerEtcd:
         self._container.get_docker_client().client.close()
 
 
+def container_engine_answers() -> bool:
+    """Tell whether a Docker engine answers on this machine."""
+    try:
+        _container_engine().close()
+    except NoContainerEngineError:
+        return False
+    return True
+
+
 def _container_engine() -> Any:
     """Return a client of the Docker engine; NoContainerEngineError if none answers."""
     try:
