@@ -17,9 +17,9 @@ from stepclaim.models import Finding, FindingKind
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from stepclaim.async_store import AsyncRunStore
+    from stepclaim.async_run_store import AsyncRunStore
     from stepclaim.models import NextSteps, RunRecord, StepStatus
-    from stepclaim.sync_store import RunStore
+    from stepclaim.run_store import RunStore
 
     Plan = Callable[[RunRecord, Mapping[str, StepStatus]], NextSteps]
 

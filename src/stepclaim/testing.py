@@ -38,13 +38,13 @@ from stepclaim._core.ops import (
     UntilChanged,
     prefix_end,
 )
-from stepclaim.async_store import AsyncRunStore
+from stepclaim.async_run_store import AsyncRunStore
 from stepclaim.embedded import EmbeddedEtcd
 from stepclaim.errors import DeadlineExceededError, StepClaimError, StoreClosedError
 from stepclaim.identity import new_id, utc_now
+from stepclaim.run_store import RunStore
 from stepclaim.session import Session
 from stepclaim.settings import Settings
-from stepclaim.sync_store import RunStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -93,7 +93,7 @@ class InMemoryBackend:
     def revoke(self, lease: int) -> None:
         """End a lease: all its keys go, at one revision."""
         with self._lock:
-            gone = [key for key, kv in self._kvs.items() if kv.lease == lease]
+            gone = sorted(key for key, kv in self._kvs.items() if kv.lease == lease)  # as etcd orders its events
             self._revision += bool(gone)
             for key in gone:
                 self._write(key, None)
@@ -157,7 +157,7 @@ class InMemoryBackend:
 
     def _named(self, each: Delete) -> list[bytes]:
         if each.range_end:
-            return [key for key in self._kvs if each.key <= key < each.range_end]
+            return sorted(key for key in self._kvs if each.key <= key < each.range_end)
         return [each.key] if each.key in self._kvs else []
 
     def _write(self, key: bytes, kv: KeyValue | None) -> None:

@@ -14,8 +14,8 @@ from stepclaim import (
     FlowRunRuntimeStore,
     StepStatus,
 )
-from stepclaim.async_store import AsyncRunStore
-from stepclaim.sync_store import RunStore
+from stepclaim.async_run_store import AsyncRunStore
+from stepclaim.run_store import RunStore
 from stepclaim.testing import AsyncInMemoryRunStore, InMemoryRunStore
 
 Pair = tuple[type, type]

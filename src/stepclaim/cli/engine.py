@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stepclaim.abc import RunId
     from stepclaim.models import RunRecord, StepClaim
-    from stepclaim.sync_store import RunStore
+    from stepclaim.run_store import RunStore
 
 __all__ = ["Body", "Dispatch", "Engine", "Flow", "Handled", "Pending", "Plan", "Step"]
 
