@@ -248,10 +248,13 @@ async def test_watching_begins_with_what_stands(open_store: OpenStore) -> None:
     claim = await actor.claim_step(RUN, "a")
     seen: list[RunEvent] = []
     watching = asyncio.create_task(watched(watcher, after=None, seen=seen))
+    while not seen:  # the list came: from here on nothing may be missed
+        await asyncio.sleep(0.01)
     await actor.complete_step(claim, "Succeeded")
     await actor.delete_run(RUN)
     await watching
-    # whether the completion came before or after the list, the end is told, and in order
+    assert [type(event) for event in seen[:3]] == [RunChanged, ClaimTaken, StepChanged]
+    assert {type(event) for event in seen[3:5]} == {ClaimSealed, StepChanged}
     assert isinstance(seen[-1], RunRemoved)
     assert [event.revision for event in seen] == sorted(event.revision for event in seen)
     with pytest.raises(ConfigurationError):
