@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import time
 import warnings
@@ -88,7 +89,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
             if self._wants_session:
                 await self._open_session(deadline)
             else:
-                await self._perform(runs.ping(self._ctx), deadline)
+                await self._perform(runs.ping(self._ctx), deadline, attempts=max(3, len(self._settings.endpoints)))
         except BaseException:
             await self._client.close()
             raise
@@ -96,14 +97,20 @@ class AsyncEtcdRunStore(AsyncRunStore):
         return self
 
     async def _open_session(self, deadline: float) -> None:
+        loop, changed = self._loop, self._session_changed
+
+        def deliver(tell: Callable[[], None]) -> None:  # not a method: the keeper's thread must not keep the store
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(tell)
+
         keeper = Keeper(
             self._settings,
             self._access,
             self._ctx.keys,
             self._ctx.owner,
-            deliver=self._in_loop,
+            deliver=deliver,
             lost_event=asyncio.Event,
-            changed=lambda: self._in_loop(self._session_changed.set),
+            changed=lambda: deliver(changed.set),
         )
         opening = asyncio.ensure_future(asyncio.to_thread(keeper.open, deadline))
         try:
@@ -139,9 +146,11 @@ class AsyncEtcdRunStore(AsyncRunStore):
             if not self._calls:
                 self._idle.set()
 
-    async def _perform(self, program: Program[R], deadline: float) -> R:
+    async def _perform(self, program: Program[R], deadline: float, *, attempts: int = 0) -> R:
         assert self._client is not None
-        return await run_program_async(self._client, self._keeper, program, deadline, self._wait_view)
+        return await run_program_async(
+            self._client, self._keeper, program, deadline, self._wait_view, attempts=attempts
+        )
 
     async def _wait_view(self, deadline: float) -> SessionView:
         assert self._keeper is not None
@@ -209,8 +218,13 @@ class AsyncEtcdRunStore(AsyncRunStore):
 
     def __del__(self) -> None:
         """Tell of a store that nobody closed."""
+        if os.getpid() != getattr(self, "_pid", 0) and getattr(self, "_client", None) is not None:
+            # freeing gRPC's last asyncio channel waits for a thread that a forked child does not have: keep it
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
         if getattr(self, "_opened", False) and not self._closed and os.getpid() == self._pid:
             warnings.warn(f"{self!r} was never closed: its session lives until its lease ends", ResourceWarning, 2)
+            if self._keeper is not None:
+                self._keeper.give_up()
 
 
 share_docstrings(EtcdRunStore, AsyncEtcdRunStore)

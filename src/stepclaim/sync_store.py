@@ -63,7 +63,9 @@ class EtcdRunStore(RunStore):
                 )
                 self._keeper.open(deadline)
             else:
-                run_program(self._client, None, runs.ping(self._ctx), deadline, attempts=3)
+                run_program(
+                    self._client, None, runs.ping(self._ctx), deadline, attempts=max(3, len(settings.endpoints))
+                )
         except BaseException:
             self._client.close()
             raise
@@ -109,6 +111,7 @@ class EtcdRunStore(RunStore):
             raise StoreClosedError("the store is closed: open another one")
 
     def _run(self, program: Program[R], timeout: float | None = None) -> R:
+        self._check()  # before the lock: a forked child's copy of it may be held for ever
         with self._idle:
             self._check()
             self._calls += 1
@@ -167,3 +170,5 @@ class EtcdRunStore(RunStore):
         """Tell of a store that nobody closed."""
         if not getattr(self, "_closed", True) and os.getpid() == self._pid:
             warnings.warn(f"{self!r} was never closed: its session lives until its lease ends", ResourceWarning, 2)
+            if self._keeper is not None:
+                self._keeper.give_up()

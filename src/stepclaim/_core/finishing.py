@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from stepclaim._core.claims import carried_through, holder_check, look, ref_of
 from stepclaim._core.context import view_of
-from stepclaim._core.ops import Action, Compare, Delete, Get, Program, Put, PutOnce, Range, Txn
-from stepclaim._core.records import VERSION, DispatchRow, Payload, StepRow, Stored, decode, encode
+from stepclaim._core.ops import Action, Compare, Delete, Get, KeyValue, Program, Put, PutOnce, Range, Txn
+from stepclaim._core.records import VERSION, DispatchRow, Payload, StepRow, Stored, encode, stored
 from stepclaim._core.starting import token_of
 from stepclaim._core.updating import Change, Write, note, seal, update
 from stepclaim.errors import ClaimLostError, ConfigurationError, StepConflictError
@@ -160,16 +160,18 @@ def _outcome_change(
     view: View,
     outcome: Outcome,
     claim: StepClaim | None,
-    known: Payload | None,
+    known: Stored[Payload] | None,
     write: Write,
     dispatches: tuple[PutOnce, ...],
 ) -> Change:
     row = view.row
     final = outcome.status.is_final
     if outcome.output_json is None and outcome.error is None:
-        payload = known
+        payload = known.record if known else None
     else:
-        payload = replace(known or Payload(v=VERSION), output=outcome.output_json, error=outcome.error)
+        payload = replace(
+            known.record if known else Payload(v=VERSION), output=outcome.output_json, error=outcome.error
+        )
     if row is None:  # the row of a held claim was removed by hand: the result must not be lost for that
         assert claim is not None
         new = StepRow(
@@ -195,8 +197,8 @@ def _outcome_change(
     actions: list[Action] = [Put(ref.row, encode(new, row.kv if row else None))]
     if final:
         actions.insert(0, seal(ctx, ref, view.claim, new, write))
-    if payload is not None and payload is not known:
-        actions.append(Put(ref.payload(new.attempt), encode(payload)))
+    if payload is not None and (known is None or payload is not known.record):
+        actions.append(Put(ref.payload(new.attempt), encode(payload, known.kv if known else None)))
     actions += dispatches
     compares = [Compare(ref.row, "mod", row.kv.mod_revision if row else 0)]
     if final or claim is not None:
@@ -219,17 +221,17 @@ def _same_result(ref: StepKeys, row: Stored[StepRow] | None, outcome: Outcome) -
     if row is None or row.record.status is not outcome.status:
         return False
     payload = yield from _payload_of(ref, row, None)
-    standing = payload or Payload(v=VERSION)
+    standing = payload.record if payload else Payload(v=VERSION)
     return standing.output == outcome.output_json and standing.error == outcome.error
 
 
-def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | None) -> Program[Payload | None]:
+def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | None) -> Program[Stored[Payload] | None]:
     if row is None or not row.record.payload:
         return None
     if holding is not None and holding.row is not None and holding.row.write_id == row.record.write_id:
-        return holding.payload
+        return None if holding.payload is None else Stored(holding.payload, KeyValue(b"", b"", 0, 0))
     page = yield from Range(key=ref.payload(row.record.attempt), range_end=b"")
-    return decode(page.kvs[0], Payload) if page.kvs else None
+    return stored(page.kvs[0], Payload) if page.kvs else None
 
 
 def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool) -> Program[None]:

@@ -47,14 +47,13 @@ class AsyncClient:
         Raises `InDoubt` for a fenced write whose outcome is not known, `OutcomeUnknownError` for another write whose
         deadline passed in doubt, and else the last attempt's error.
         """
-        number = 0
+        silent = 0
         in_doubt = False
         last: Failure | None = None
 
         async def attempt() -> Any:
-            nonlocal number, in_doubt, last
-            timeout = attempt_timeout(self._settings, deadline, number, last, fenced=fenced)
-            number += 1
+            nonlocal silent, in_doubt, last
+            timeout = attempt_timeout(self._settings, deadline, silent, last, fenced=fenced)
             members = self.members
             member = members.current
             try:
@@ -63,6 +62,7 @@ class AsyncClient:
                 return await method(member)(request, timeout=timeout, metadata=members.metadata)
             except grpc.RpcError as error:
                 last = failure = members.failed(error, member)
+                silent += not failure.definite
                 in_doubt = in_doubt or not failure.definite
                 raise Failed(failure) from error
 

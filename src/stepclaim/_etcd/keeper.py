@@ -152,6 +152,10 @@ class Keeper:
             self._undone.append(program)
             self._condition.notify_all()
 
+    def give_up(self) -> None:
+        """Renew no more. Takes no lock: a store that nobody closed is freed at any time, in any thread."""
+        self._closing = True
+
     def close(self, deadline: float) -> None:
         """Settle what is in doubt, end the session's claims by revoking its lease, and stop."""
         with self._condition:

@@ -130,6 +130,8 @@ async def run_program_async(
     program: Program[R],
     deadline: float,
     wait_view: Callable[[float], Awaitable[SessionView]],
+    *,
+    attempts: int = 0,
 ) -> R:
     """Run a program for a task."""
 
@@ -140,7 +142,7 @@ async def run_program_async(
             )
             return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
         if isinstance(op, Range):
-            answer, _ = await client.call(_range, range_request(op), deadline)
+            answer, _ = await client.call(_range, range_request(op), deadline, attempts=attempts)
             return range_reply(answer)
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or await wait_view(deadline)
