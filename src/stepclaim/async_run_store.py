@@ -144,36 +144,42 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
         active = ActiveStep(claim, asyncio.Event())
         task = asyncio.current_task()
         assert task is not None
-        running = True
+        running, cancelled_here = True, False
 
         def tell() -> None:
+            nonlocal cancelled_here
             active.lost.set()
             if running:
+                cancelled_here = True
                 task.cancel()
 
         unwatch = self._watch_claim(claim, tell)
         try:
             yield active
-        except asyncio.CancelledError:
+        except BaseException as error:
             running = False
-            if active.lost.is_set() and task.uncancel() == 0:
-                active.defer()  # refused, as it must be: the error says who has it now
-            else:
-                active.defer("the body was cancelled")
-                with contextlib.suppress(ClaimLostError):
-                    await carried_through(self._end(active))
+            by_loss = False
+            if cancelled_here:
+                cancelled_here = False
+                by_loss = task.uncancel() == 0 and isinstance(error, asyncio.CancelledError)
+            if isinstance(error, Exception):
+                active.fail(cut(traceback.format_exc(), self._ctx.value_limit))
+                await carried_through(self._end(active))
                 raise
-            await carried_through(self._end(active))
-        except Exception:
-            running = False
-            active.fail(cut(traceback.format_exc(), self._ctx.value_limit))
-            await carried_through(self._end(active))
+            active.defer("the body was interrupted")
+            with contextlib.suppress(ClaimLostError):
+                await carried_through(self._end(active))
+            if by_loss:
+                what = f"step {claim.step_key!r} of run {claim.run_id!r}"
+                raise ClaimLostError(f"{claim.owner} no longer holds {what}: drop this result", claim) from error
             raise
         else:
             running = False
             await carried_through(self._end(active))
         finally:
             unwatch()
+            if cancelled_here:
+                task.uncancel()  # the body got over it: no one further out may take it for a cancellation
 
     async def _end(self, active: ActiveStep) -> None:
         claim = active.claim
@@ -352,7 +358,7 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
         return await self._run(runs.dispatched_step_keys(self._ctx, run_id))
 
 
-async def carried_through(work: Coroutine[Any, Any, R]) -> R:
+async def carried_through(work: Coroutine[Any, Any, R] | asyncio.Future[R]) -> R:
     """Await something to its end, also when the task is cancelled meanwhile; only then let the cancellation go on."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -362,7 +368,8 @@ async def carried_through(work: Coroutine[Any, Any, R]) -> R:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        task.exception()
+        if not task.cancelled():
+            task.exception()
         raise cancelled
     return task.result()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stepclaim._core import runs
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
-from stepclaim._core.ops import prefix_end
+from stepclaim._core.ops import Later, prefix_end
 from stepclaim._etcd.aio_client import AsyncClient
 from stepclaim._etcd.channel import NO_ACCESS, Access
 from stepclaim._etcd.keeper import Keeper, no_session
 from stepclaim._etcd.perform import run_program_async
 from stepclaim._etcd.watch import stream_async
-from stepclaim.async_run_store import AsyncRunStore, share_docstrings
+from stepclaim.async_run_store import AsyncRunStore, carried_through, share_docstrings
 from stepclaim.errors import ConfigurationError, StoreClosedError
 from stepclaim.identity import borrowed, fork_error, new_id, utc_now
 from stepclaim.settings import Endpoints, Overrides, Settings
@@ -51,6 +53,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
         self._wants_session = session
         self._opened = False
         self._closed = False
+        self._ending: asyncio.Task[None] | None = None
         self._calls = 0
         self._idle = asyncio.Event()
         self._session_changed = asyncio.Event()
@@ -74,7 +77,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
 
     @property
     def session(self) -> Session:
-        self._check()
+        self._check_open()
         if self._keeper is None:
             raise ConfigurationError("this store was opened with session=False: it has no session and can't claim")
         return self._keeper.session
@@ -112,12 +115,25 @@ class AsyncEtcdRunStore(AsyncRunStore):
             lost_event=asyncio.Event,
             changed=lambda: deliver(changed.set),
         )
-        opening = asyncio.ensure_future(asyncio.to_thread(keeper.open, deadline))
+        lock, gone, opened = threading.Lock(), False, False
+
+        def open_it() -> None:
+            nonlocal opened
+            keeper.open(deadline)
+            with lock:
+                opened = True
+                late = gone
+            if late:
+                keeper.close(time.monotonic() + 1.0)
+
         try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # the thread can't be stopped: let it end, then close what it opened
-            opening.add_done_callback(lambda done: None if done.exception() else keeper.close(time.monotonic() + 1.0))
+            await asyncio.to_thread(open_it)
+        except asyncio.CancelledError:  # the thread can't be stopped: whoever of the two is last closes what it opened
+            with lock:
+                gone = True
+                late = opened
+            if late:
+                threading.Thread(target=keeper.close, args=(time.monotonic() + 1.0,), daemon=True).start()
             raise
         self._keeper = keeper
 
@@ -126,13 +142,16 @@ class AsyncEtcdRunStore(AsyncRunStore):
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(tell)
 
-    def _check(self) -> None:
+    def _check_open(self) -> None:
         if os.getpid() != self._pid:
             raise fork_error(self._pid)
         if self._closed:
             raise StoreClosedError("the store is closed: open another one")
         if not self._opened:
             raise StoreClosedError("the store is not open yet: use `async with` or `await` on what connect gives")
+
+    def _check(self) -> None:
+        self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise StoreClosedError("the store was opened in another event loop: open one in this loop")
 
@@ -167,7 +186,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
 
     def _run_later(self, program: Callable[[], Program[Any]]) -> None:
         if self._keeper is not None:
-            self._keeper.later(program)
+            self._keeper.later(Later(program))
 
     def _watch_claim(self, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
         assert self._keeper is not None  # there is no claim without a session
@@ -180,25 +199,25 @@ class AsyncEtcdRunStore(AsyncRunStore):
         return stream_async(self._client, prefix, prefix_end(prefix), start, deadline)
 
     async def close(self) -> None:
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        self._closed = True
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._close_all())
+        await carried_through(self._ending)
+
+    async def _close_all(self) -> None:
+        deadline = time.monotonic() + self._settings.timeout
         if self._client is not None:
             self._client.stop_waiting()
-        deadline = time.monotonic() + self._settings.timeout
-        try:
-            while self._calls and time.monotonic() < deadline:
-                self._idle.clear()
-                try:
-                    await asyncio.wait_for(self._idle.wait(), deadline - time.monotonic())
-                except TimeoutError:
-                    break
-        finally:
-            await asyncio.shield(self._close_all(deadline))
-
-    async def _close_all(self, deadline: float) -> None:
         if self._keeper is not None:
-            await asyncio.to_thread(self._keeper.close, deadline)
+            await asyncio.to_thread(self._keeper.drain, deadline)
+        self._closed = True
+        while self._calls and time.monotonic() < deadline:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), max(0.05, deadline - time.monotonic()))
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.close, max(deadline, time.monotonic() + 0.5))
         if self._client is not None:
             await self._client.close()
 

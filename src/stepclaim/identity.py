@@ -30,7 +30,7 @@ def seconds(timeout: float) -> float:
 def cut(text: str, limit: int) -> str:
     """Keep a traceback's end, which says most, within the limit of a field."""
     kept = text.encode(errors="backslashreplace")
-    return text if len(kept) <= limit else "…" + kept[3 - limit :].decode(errors="ignore")
+    return (kept if len(kept) <= limit else "…".encode() + kept[3 - limit :]).decode(errors="ignore")
 
 
 def fork_error(pid: int) -> StoreClosedError:

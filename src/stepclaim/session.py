@@ -63,7 +63,7 @@ class Session:
     def on_lost(self, callback: Callable[[Session], Any]) -> None:
         """Call back with the session that was lost; also for the sessions that follow this one.
 
-        The callback runs in the renewal thread, or in the event loop on the asyncio face; what it raises is logged.
+        The callback runs in a thread of its own, or in the event loop on the asyncio face; what it raises is logged.
         """
         self._callbacks.append(callback)
 
@@ -72,6 +72,9 @@ class Session:
         if self._told:
             return
         self._told = True
+
+        if isinstance(self.lost, threading.Event):
+            self.lost.set()
 
         def tell() -> None:
             self.lost.set()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stepclaim._core import runs
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
-from stepclaim._core.ops import prefix_end
+from stepclaim._core.ops import Later, prefix_end
 from stepclaim._etcd.channel import NO_ACCESS, Access
 from stepclaim._etcd.client import Client
 from stepclaim._etcd.keeper import Keeper
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
+def _in_a_thread(tell: Callable[[], None]) -> None:
+    """Call back where it does no harm: the session's thread must go on, whatever a callback does."""
+    threading.Thread(target=tell, name="stepclaim-lost", daemon=True).start()
+
+
 class EtcdRunStore(RunStore):
     """A store on etcd, for any number of threads."""
 
@@ -41,6 +46,8 @@ class EtcdRunStore(RunStore):
         """Open the store. Use `connect` or `from_client`."""
         self._pid = os.getpid()
         self._closed = True
+        self._closing = False
+        self._ended = threading.Event()
         self._timeout = settings.timeout
         self._calls = 0
         self._idle = threading.Condition()
@@ -57,7 +64,7 @@ class EtcdRunStore(RunStore):
                     access,
                     keys,
                     owner,
-                    deliver=lambda tell: tell(),
+                    deliver=_in_a_thread,
                     lost_event=threading.Event,
                     changed=lambda: None,
                 )
@@ -125,7 +132,7 @@ class EtcdRunStore(RunStore):
 
     def _run_later(self, program: Callable[[], Program[Any]]) -> None:
         if self._keeper is not None:
-            self._keeper.later(program)
+            self._keeper.later(Later(program))
 
     def _watch_claim(self, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
         assert self._keeper is not None  # there is no claim without a session
@@ -136,25 +143,32 @@ class EtcdRunStore(RunStore):
         return stream(self._client, prefix, prefix_end(prefix), start, deadline)
 
     def close(self) -> None:
-        """End the session: wait for calls under way, settle what is in doubt, revoke the lease, close the channels.
+        """End the session: no more claims, wait for bodies and calls, settle what is in doubt, revoke the lease.
 
-        In at-least-once mode that ends every claim still held. Doing it again does nothing; in a forked child it
-        leaves the parent's session alone.
+        Bodies of `step` and calls under way are waited for up to the store's time-out. In at-least-once mode the lease
+        takes every claim with it that is still held. Doing it again does nothing but wait for the first; in a forked
+        child it leaves the parent's session alone.
         """
         if os.getpid() != self._pid:
             return
         deadline = time.monotonic() + self._timeout
         with self._idle:
-            if self._closed:
-                return
+            first, self._closing = not self._closing, True
+        if not first:
+            self._ended.wait(self._timeout)
+            return
+        self._client.stop_waiting()
+        if self._keeper is not None:
+            self._keeper.drain(deadline)
+        with self._idle:
             self._closed = True
-            self._client.stop_waiting()
-            self._idle.wait_for(lambda: not self._calls, self._timeout)
+            self._idle.wait_for(lambda: not self._calls, max(0.1, deadline - time.monotonic()))
         try:
             if self._keeper is not None:
-                self._keeper.close(deadline)
+                self._keeper.close(max(deadline, time.monotonic() + 0.5))
         finally:
             self._client.close()
+            self._ended.set()
 
     def __enter__(self) -> Self:
         """Give the open store."""

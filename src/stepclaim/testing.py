@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stepclaim._core.context import Context
 from stepclaim._core.keys import Keyspace
 from stepclaim._core.ops import (
+    Abandoned,
     Action,
     Batch,
     Compare,
@@ -181,7 +182,14 @@ class InMemoryBackend:
             listener()
 
     def _holds(self, compare: Compare) -> bool:
+        if compare.range_end:
+            named = [key for key in self._kvs if compare.key <= key < compare.range_end]
+            return all(
+                self._holds(Compare(key, compare.target, compare.expected, below=compare.below)) for key in named
+            )
         kv = self._kvs.get(compare.key)
+        if compare.below:
+            return isinstance(compare.expected, int) and (kv.mod_revision if kv else 0) < compare.expected
         if compare.target == "value":
             return kv is not None and kv.value == compare.expected
         if kv is None:
@@ -385,11 +393,12 @@ class AsyncInMemoryRunStore(_InMemoryStore, AsyncRunStore):
     async def _run(self, program: Program[R], timeout: float | None = None) -> R:
         self._check()
         deadline = time.monotonic() + (timeout or _TIMEOUT)
+        gone: asyncio.CancelledError | None = None
         try:
             op = next(program)
             while True:
-                await asyncio.sleep(0)  # others get their turn between two operations, as they would on etcd
                 try:
+                    await asyncio.sleep(0)  # others get their turn between two operations, as they would on etcd
                     reply: Any = None
                     if isinstance(op, UntilChanged):
                         await self._await(op.key, b"", op.revision, deadline)
@@ -397,11 +406,18 @@ class AsyncInMemoryRunStore(_InMemoryStore, AsyncRunStore):
                         reply = self._perform(op)
                 except StepClaimError as error:
                     op = program.throw(error)
+                except asyncio.CancelledError as error:
+                    gone = error
+                    op = program.throw(Abandoned())
                 else:
                     op = program.send(reply)
         except StopIteration as stop:
             result: R = stop.value
             return result
+        except Abandoned:
+            if gone is None:
+                raise
+            raise gone from None
 
     async def _await(self, key: bytes, range_end: bytes, after: int, deadline: float | None) -> None:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()

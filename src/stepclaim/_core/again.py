@@ -40,11 +40,14 @@ def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
     ref = run.step(step_key)
     write_id = ctx.new_id()
     gets = (Get(ref.claim), Get(ref.row), Get(run.record))
+    holding = ctx.holding(ref)
     reply = yield from Txn(compares=(), success=gets)
+    before: StepRow | None = None
     while True:
         view, standing = seen(reply.found[:2]), stored(reply.found[2], RunRow)
-        if view.row is not None and view.row.record.write_id == write_id:
-            break
+        row = None if view.row is None else view.row.record
+        if reply.in_doubt and _went_on(before, row):
+            break  # this retry, or another, took place, and the step went on from there: leave its new holder alone
         compares = [
             Compare(ref.claim, "mod", view.claim.kv.mod_revision if view.claim else 0),
             Compare(ref.row, "mod", view.row.kv.mod_revision if view.row else 0),
@@ -57,10 +60,19 @@ def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
             running = replace(standing.record, status=RunStatus.RUNNING, completed_at=None, write_id=write_id)
             started_at = ActiveRow(v=VERSION, started_at=running.started_at)
             actions += [Put(run.record, encode(running, standing.kv)), Put(run.active, encode(started_at))]
+        before = row
         reply = yield from Txn(compares=tuple(compares), success=tuple(actions), failure=gets)
         if reply.succeeded:
             break
-    ctx.forget(ref)
+    if holding is not None:
+        ctx.forget(ref, holding.claim.fencing_token)
+
+
+def _went_on(before: StepRow | None, row: StepRow | None) -> bool:
+    """Whether a step was retried since it was seen: it waits for its next attempt, or that has begun."""
+    if row is None:
+        return before is not None
+    return row.retried or row.attempt > (before.attempt if before else 0)
 
 
 def _waiting_row(ref: StepKeys, row: Stored[StepRow], write_id: str) -> list[Action]:
@@ -88,11 +100,11 @@ def reset_skipped(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Prog
     refs = [run.step(key) for key in dict.fromkeys(step_keys)]
     for first in range(0, len(refs), _KEYS_A_TRANSACTION):
         batch = refs[first : first + _KEYS_A_TRANSACTION]
-        while not (yield from _reset_batch(ctx, batch)):
+        while not (yield from _reset_batch(batch)):
             continue
 
 
-def _reset_batch(ctx: Context, refs: list[StepKeys]) -> Program[bool]:
+def _reset_batch(refs: list[StepKeys]) -> Program[bool]:
     reply = yield from Txn(compares=(), success=tuple(Get(ref.row) for ref in refs))
     compares: list[Compare] = []
     actions: list[Action] = []
@@ -108,9 +120,8 @@ def _reset_batch(ctx: Context, refs: list[StepKeys]) -> Program[bool]:
     if matched:
         answer = yield from Txn(compares=tuple(compares), success=tuple(actions))
         if not answer.succeeded:
+            # after a lost reply the matched rows are gone, or were evaluated anew: looking again leaves those alone
             return False
-        for ref in matched:
-            ctx.forget(ref)
     return True
 
 

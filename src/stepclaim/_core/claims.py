@@ -91,11 +91,16 @@ def claim_steps(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Progra
     """Claim and start several steps, each by itself."""
     refs = [ctx.keys.step(run_id, key) for key in dict.fromkeys(_listed(step_keys))]
     start = Start.checked(ctx, "", None, None)
-    won = {}
-    for ref in refs:
-        got = yield from _acquire(ctx, ref, start)
-        if isinstance(got, StepClaim):
-            won[ref.step_key] = got
+    won: dict[str, StepClaim] = {}
+    try:
+        for ref in refs:
+            got = yield from _acquire(ctx, ref, start)
+            if isinstance(got, StepClaim):
+                won[ref.step_key] = got
+    except Exception:  # nobody is told of the claims that were won before: they must not stay
+        for claim in won.values():
+            yield from Later(partial(_release, ctx, claim))
+        raise
     return won
 
 
@@ -143,7 +148,7 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             found = reply.found[0]
             token = found.create_revision if found is not None and found.value == value else 0
         except Abandoned:
-            yield from Later(partial(_undo, ref, session, value))
+            yield from Later(partial(_undo, ref, session, value), undo=True)
             raise
         if token:
             claim = StepClaim(
@@ -172,14 +177,14 @@ def _settle(ref: StepKeys, session: SessionView, value: bytes, gets: tuple[Get, 
     try:
         return (yield from Fence(session=session, gets=gets))
     except BackendError as error:
-        yield from Later(partial(_undo, ref, session, value))
+        yield from Later(partial(_undo, ref, session, value), undo=True)
         raise OutcomeUnknownError(
             f"no answer came to the claim of {ref} before the deadline; should it have been granted, it is being "
             "undone: claim again",
             code=error.code,
         ) from error
     except Abandoned:
-        yield from Later(partial(_undo, ref, session, value))
+        yield from Later(partial(_undo, ref, session, value), undo=True)
         raise
 
 
@@ -265,7 +270,7 @@ def list_claims(ctx: Context, run_id: RunId | None) -> Program[list[ClaimInfo]]:
 
 def _claim_keys(ctx: Context) -> Program[list[KeyValue]]:
     kvs = yield from read_prefix(ctx.keys.runs, keys_only=True)
-    return [kv for kv in kvs if kv.key.removeprefix(ctx.keys.runs).split(b"/")[1] == b"claims"]
+    return [kv for kv in kvs if kv.key.removeprefix(ctx.keys.runs).partition(b"/")[2].startswith(b"claims/")]
 
 
 def claimed_step_keys(ctx: Context, run_id: RunId) -> Program[frozenset[str]]:
@@ -296,7 +301,7 @@ def still_held(ref: StepKeys, token: int) -> Compare:
     return Compare(ref.claim, "mod", token)
 
 
-def holder_check(ref: StepKeys, view: View, claim: StepClaim) -> Stored[ClaimRecord]:
+def holder_check(ctx: Context, ref: StepKeys, view: View, claim: StepClaim) -> Stored[ClaimRecord]:
     """Give the claim's record if the claim still stands and is held, else tell that it was lost."""
     standing = view.claim
     if standing is not None and standing.kv.create_revision == claim.fencing_token:
@@ -307,6 +312,7 @@ def holder_check(ref: StepKeys, view: View, claim: StepClaim) -> Stored[ClaimRec
         why = f"{standing.record.owner} has it now, with token {standing.kv.create_revision}"
     else:
         why = "its lease ended, or somebody released it"
+    ctx.lost(ref, claim.fencing_token)
     raise ClaimLostError(
         f"{claim.owner} no longer holds {ref} (token {claim.fencing_token}): {why}; drop this result", claim
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from stepclaim._core.keys import Keyspace, StepKeys
+
+
+MOST_REMEMBERED = 100_000
+"""Steps whose claims a store remembers: the oldest go first, in a store that never sees its claims end."""
 
 
 class Holding(Struct):
@@ -52,23 +57,34 @@ class Context:
         self.now = now
         self.new_id = new_id
         self.value_limit = value_limit
-        self._held: dict[tuple[str, str], Holding] = {}
+        self._held: OrderedDict[tuple[str, str], dict[int, Holding]] = OrderedDict()
 
     def remember(self, ref: StepKeys, holding: Holding) -> None:
         """Keep a claim, so that this store's later writes to the step are guarded by it."""
-        self._held[ref.run_id, ref.step_key] = holding
+        self._held.setdefault((ref.run_id, ref.step_key), {})[holding.claim.fencing_token] = holding
+        if len(self._held) > MOST_REMEMBERED:
+            self._held.popitem(last=False)
 
     def holding(self, ref: StepKeys, token: int | None = None) -> Holding | None:
         """Give the claim that this store took of the step; with a token, only that very claim."""
-        holding = self._held.get((ref.run_id, ref.step_key))
-        if holding is not None and token is not None and holding.claim.fencing_token != token:
+        taken = self._held.get((ref.run_id, ref.step_key))
+        if not taken:
             return None
-        return holding
+        return taken.get(max(tuple(taken), default=0) if token is None else token)
 
-    def forget(self, ref: StepKeys, token: int | None = None) -> None:
+    def forget(self, ref: StepKeys, token: int) -> None:
         """Drop a claim that has ended by this store's own doing. A lost one is kept: it must go on refusing."""
-        if self.holding(ref, token) is not None:
-            self._held.pop((ref.run_id, ref.step_key), None)
+        taken = self._held.get((ref.run_id, ref.step_key))
+        if taken is not None and taken.pop(token, None) is not None and not taken:
+            newer = self._held.pop((ref.run_id, ref.step_key), None)
+            if newer:  # another thread has claimed the step anew meanwhile
+                self._held.setdefault((ref.run_id, ref.step_key), {}).update(newer)
+
+    def lost(self, ref: StepKeys, token: int) -> None:
+        """Keep of a lost claim no more than that it was lost."""
+        holding = self.holding(ref, token)
+        if holding is not None:
+            holding.row = holding.payload = None
 
     def forget_run(self, run_id: str) -> None:
         """Drop all claims of a run that is no more."""

@@ -43,55 +43,59 @@ def configure_run(
             record, flow_id=flow, trigger_key=trigger_key, idempotency_key=idempotency_key, timeout_at=timeout_at
         )
 
-    yield from _change(ctx, run, configured)
+    yield from _change(run, configured, lambda record: configured(record) == record)
 
 
 def request_cancel(ctx: Context, run_id: RunId, reason: str | None) -> Program[bool]:
     """Ask that a run be cancelled; True for the first who asks."""
     ctx.field(reason, "reason")
-    now = ctx.now()
+    now, own = ctx.now(), ctx.new_id()
 
     def cancelled(record: ControlRow) -> ControlRow | None:
         if record.cancel_requested:
             return None
-        return replace(record, cancel_requested=True, cancel_reason=reason, cancel_requested_at=now)
+        return replace(record, cancel_requested=True, cancel_reason=reason, cancel_requested_at=now, cancel_id=own)
 
-    return (yield from _change(ctx, ctx.keys.run(run_id), cancelled))
+    return (yield from _change(ctx.keys.run(run_id), cancelled, lambda record: record.cancel_id == own))
 
 
 def mark_timed_out(ctx: Context, run_id: RunId, reason: str | None) -> Program[bool]:
     """Say that a run's time is over; True for the first who says so. It is cancelled by that, too."""
     ctx.field(reason, "reason")
-    now = ctx.now()
+    now, own = ctx.now(), ctx.new_id()
 
     def timed_out(record: ControlRow) -> ControlRow | None:
         if record.timed_out_at is not None:
             return None
-        record = replace(record, timed_out_at=now)
+        record = replace(record, timed_out_at=now, timed_out_id=own)
         if record.cancel_requested:
             return record
         return replace(record, cancel_requested=True, cancel_reason=reason or TIMED_OUT, cancel_requested_at=now)
 
-    return (yield from _change(ctx, ctx.keys.run(run_id), timed_out))
+    return (yield from _change(ctx.keys.run(run_id), timed_out, lambda record: record.timed_out_id == own))
 
 
-def _change(ctx: Context, run: RunKeys, change: Callable[[ControlRow], ControlRow | None]) -> Program[bool]:
-    """Change the control record, or make it; False where the change finds nothing to do."""
-    write_id = ctx.new_id()
+def _change(
+    run: RunKeys, change: Callable[[ControlRow], ControlRow | None], own: Callable[[ControlRow], bool]
+) -> Program[bool]:
+    """Change the control record, or make it; False where the change finds nothing to do.
+
+    `own` recognises this call's change below whatever others have written since.
+    """
     standing = yield from _control(run)
     while True:
-        record = change(standing.record if standing else ControlRow(v=VERSION, write_id=""))
+        record = change(standing.record if standing else ControlRow(v=VERSION))
         if record is None:
             return False
         reply = yield from Txn(
             compares=(Compare(run.control, "mod", standing.kv.mod_revision if standing else 0),),
-            success=(Put(run.control, encode(replace(record, write_id=write_id), standing.kv if standing else None)),),
+            success=(Put(run.control, encode(record, standing.kv if standing else None)),),
             failure=(Get(run.control),),
         )
         if reply.succeeded:
             return True
         standing = stored(reply.found[0], ControlRow)
-        if standing is not None and standing.record.write_id == write_id:
+        if standing is not None and own(standing.record):
             return True
 
 

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from stepclaim._core.claims import carried_through, holder_check, look, ref_of
 from stepclaim._core.context import view_of
 from stepclaim._core.ops import Action, Compare, Delete, Get, KeyValue, Program, Put, PutOnce, Range, Txn
-from stepclaim._core.records import VERSION, DispatchRow, Payload, StepRow, Stored, encode, stored
+from stepclaim._core.records import VERSION, DispatchRow, Payload, StepRow, Stored, decode, encode, stored
 from stepclaim._core.starting import token_of
-from stepclaim._core.updating import Change, Write, note, seal, update
+from stepclaim._core.updating import Change, Write, Written, note, seal, update
 from stepclaim.errors import ClaimLostError, ConfigurationError, StepConflictError
 from stepclaim.models import StepClaim, StepStatus
 
@@ -120,13 +120,13 @@ def _finish(
         row = view.row
         if claim is not None:
             try:
-                holder_check(ref, view, claim)
+                holder_check(ctx, ref, view, claim)
             except ClaimLostError:
                 if _sealed_by(view, claim) and (yield from _same_result(ref, row, outcome)):
                     return None  # the holder's own result, told again
                 raise
-        elif row is None:
-            return None
+        elif row is None or row.record.retried:
+            return None  # no attempt was begun that this could be the outcome of
         elif row.record.status.is_final:
             if (yield from _same_result(ref, row, outcome)):
                 return None
@@ -139,19 +139,23 @@ def _finish(
     if guess is None and holding is not None:
         guess = view_of(ref, holding)
     written = yield from update(ref, write.write_id, guess, decide)
-    token = None if claim is None else claim.fencing_token
     if outcome.status.is_final:
-        ctx.forget(ref, token)
-    elif written is not None:
+        if claim is not None:
+            ctx.forget(ref, claim.fencing_token)
+    elif isinstance(written, Written):
         note(ctx, ref, holding, written)
-    if not successors or written is None:
+    if not successors:
         return frozenset()
-    if written.reply is not None:
-        put = written.reply.put
-    else:
-        looked = yield from Txn(compares=(), success=tuple(Get(each.dispatch) for each in successors))
-        put = tuple(kv is not None and kv.value == entry for kv in looked.found)
-    return frozenset(each.step_key for each, own in zip(successors, put, strict=True) if own)
+    if isinstance(written, Written) and written.reply is not None:
+        return frozenset(each.step_key for each, own in zip(successors, written.reply.put, strict=True) if own)
+    # written before, by this call or an earlier one: the ledger tells which entries came with it
+    row = written.row if isinstance(written, Written) else (written.row.record if written.row else None)
+    looked = yield from Txn(compares=(), success=tuple(Get(each.dispatch) for each in successors))
+    return frozenset(
+        each.step_key
+        for each, kv in zip(successors, looked.found, strict=True)
+        if kv is not None and row is not None and decode(kv, DispatchRow).write_id == row.write_id
+    )
 
 
 def _outcome_change(
@@ -190,7 +194,7 @@ def _outcome_change(
             status=outcome.status,
             token=token_of(row),
             completed_at=write.now if final else None,
-            reason=None,
+            reason=outcome.error if outcome.status is StepStatus.SKIPPED else None,
             payload=payload is not None,
             write_id=write.write_id,
         )
@@ -246,7 +250,7 @@ def _defer(ctx: Context, ref: StepKeys, claim: StepClaim, reason: str | None, *,
     holding = ctx.holding(ref, claim.fencing_token)
 
     def decide(view: View) -> Program[Change | None]:
-        holder_check(ref, view, claim)
+        holder_check(ctx, ref, view, claim)
         row = view.row
         actions: list[Action] = [Delete(ref.claim)]
         compares = [Compare(ref.claim, "mod", claim.fencing_token)]

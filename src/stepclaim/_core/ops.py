@@ -55,11 +55,16 @@ class Batch(Struct, frozen=True):
 
 
 class Compare(Struct, frozen=True, gc=False):
-    """One condition of a transaction: the target of the key equals the value."""
+    """One condition of a transaction: the target of the key equals the value; with a range's end, of all its keys.
+
+    `below`: the mod revision is smaller than the value instead.
+    """
 
     key: bytes
     target: Literal["create", "mod", "value"]
     expected: int | bytes
+    range_end: bytes = b""
+    below: bool = False
 
 
 class Put(Struct, frozen=True, gc=False):
@@ -184,9 +189,11 @@ class OpenSession(Op[SessionView], frozen=True):
 
 
 class Later(Op[None], frozen=True):
-    """Hand a program to the background, where it is begun again until it ends; no lease is renewed before."""
+    """Hand a program to the background, where it is begun again until it ends."""
 
     program: Callable[[], Program[Any]]
+    undo: bool = False
+    """It takes back what nobody knows of: the lease is not renewed before it is done."""
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -65,6 +65,8 @@ class StepRow(Record, kw_only=True, frozen=True):
     payload: bool = False
     retried: bool = False
     """The attempt has its place among the earlier ones already; the row only waits for the next."""
+    attempt_id: str = ""
+    """The write that began the attempt; stays through all later ones."""
     write_id: str
 
 
@@ -95,6 +97,8 @@ class RunRow(Record, kw_only=True, frozen=True):
     source_run_id: str | None = None
     started_at: datetime
     completed_at: datetime | None = None
+    completions: int = 0
+    """How often the run was completed: a retry does not take that back."""
     write_id: str
 
 
@@ -115,7 +119,8 @@ class ControlRow(Record, kw_only=True, frozen=True):
     cancel_reason: str | None = None
     cancel_requested_at: datetime | None = None
     timed_out_at: datetime | None = None
-    write_id: str
+    cancel_id: str = ""
+    timed_out_id: str = ""
 
 
 class IdempotencyRow(Record, kw_only=True, frozen=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from stepclaim._core.keys import RunKeys, last_segment
-from stepclaim._core.ops import Action, Compare, Delete, Get, Program, Txn, prefix_end, read_prefix
+from stepclaim._core.ops import Action, Compare, Delete, Get, KeyValue, Program, Txn, prefix_end, read_snapshot
 from stepclaim._core.records import IdempotencyRow, RunRow, Stored, decode, stored
 from stepclaim.errors import ConfigurationError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEYS_A_TRANSACTION = 2000
 _RUNS_A_TRANSACTION = 20
 _LOOKUPS_A_TRANSACTION = 100
+_POINTERS_A_TRANSACTION = 60
 
 
 class Doomed(Struct, frozen=True):
@@ -32,6 +33,7 @@ class Doomed(Struct, frozen=True):
     run: RunKeys
     keys: list[bytes]
     record_revision: int
+    as_of: int
 
     @property
     def notes(self) -> list[bytes]:
@@ -45,13 +47,13 @@ def delete_run(ctx: Context, run_id: RunId) -> Program[bool]:
     run = ctx.keys.run(run_id)
     existed = False
     while True:
-        kvs = yield from read_prefix(run.all, keys_only=True)
+        kvs, as_of = yield from read_snapshot(run.all, keys_only=True)
         if not kvs:
             return existed
         existed = True
         keys = [kv.key for kv in kvs]
         record = next((kv.mod_revision for kv in kvs if kv.key == run.record), 0)
-        if (yield from _remove(ctx, [Doomed(run, keys, record)])):
+        if (yield from _remove(ctx, [Doomed(run, keys, record, as_of)])):
             return True
 
 
@@ -62,7 +64,8 @@ def purge_runs(ctx: Context, completed_before: datetime, limit: int | None) -> P
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise ConfigurationError(f"limit must be a whole number from 1, or None, not {limit!r}")
     keys: dict[bytes, list[bytes]] = {}
-    for kv in (yield from read_prefix(ctx.keys.runs, keys_only=True)):
+    everything, as_of = yield from read_snapshot(ctx.keys.runs, keys_only=True)
+    for kv in everything:
         keys.setdefault(kv.key.removeprefix(ctx.keys.runs).split(b"/", 1)[0], []).append(kv.key)
     doomed: list[tuple[datetime, Doomed]] = []
     names = list(keys)
@@ -75,7 +78,7 @@ def purge_runs(ctx: Context, completed_before: datetime, limit: int | None) -> P
             standing: Stored[RunRow] | None = stored(found, RunRow)
             completed = standing.record.completed_at if standing is not None else None
             if standing is not None and completed is not None and completed < completed_before:
-                doomed.append((completed, Doomed(run, its_keys, standing.kv.mod_revision)))
+                doomed.append((completed, Doomed(run, its_keys, standing.kv.mod_revision, as_of)))
     doomed.sort(key=lambda each: each[0])
     chosen = [each for _, each in doomed[:limit]]
     removed = 0
@@ -102,19 +105,27 @@ def _groups(doomed: Iterable[Doomed]) -> Iterable[list[Doomed]]:
 
 
 def _remove(ctx: Context, group: list[Doomed]) -> Program[bool]:
-    """Remove some runs at once; False if the record of one has changed since it was read."""
-    unchanged = tuple(Compare(each.run.record, "mod", each.record_revision) for each in group)
-    steps: list[tuple[Action, ...]] = []
-    for each in group:
-        steps += yield from _pointers(each)
-        steps += _bulk(each)
+    """Remove some runs at once; False if the record of one, or an idempotency key for it, has been written since."""
+    unchanged = [Compare(each.run.record, "mod", each.record_revision) for each in group]
+    pointers: list[KeyValue] = []
     last: list[Action] = []
     for each in group:
+        pointers += yield from _pointers(each)
+        for actions in _bulk(each):
+            yield from Txn(compares=tuple(unchanged), success=actions)
+        notes = each.run.below("idempotency")
+        unchanged.append(Compare(notes, "mod", each.as_of + 1, range_end=prefix_end(notes), below=True))
         last += [Delete(each.run.active), Delete(each.run.all, prefix_end(each.run.all))]
-    for actions in (*steps, tuple(last)):
-        reply = yield from Txn(compares=unchanged, success=actions)
-        if not reply.succeeded and not (reply.in_doubt and (yield from _all_gone(group))):
-            return False
+    while len(pointers) > _POINTERS_A_TRANSACTION:
+        part, pointers = pointers[:_POINTERS_A_TRANSACTION], pointers[_POINTERS_A_TRANSACTION:]
+        own = tuple(Compare(kv.key, "mod", kv.mod_revision) for kv in part)
+        yield from Txn(compares=own, success=tuple(Delete(kv.key) for kv in part))
+    reply = yield from Txn(
+        compares=(*unchanged, *(Compare(kv.key, "mod", kv.mod_revision) for kv in pointers)),
+        success=(*(Delete(kv.key) for kv in pointers), *last),
+    )
+    if not reply.succeeded and not (reply.in_doubt and (yield from _all_gone(group))):
+        return False
     for each in group:
         ctx.forget_run(each.run.run_id)
     return True
@@ -125,20 +136,14 @@ def _all_gone(group: list[Doomed]) -> Program[bool]:
     return not any(reply.found)
 
 
-def _pointers(each: Doomed) -> Program[list[tuple[Action, ...]]]:
-    """Remove the idempotency keys that stand for the run; one that stands for another run by now stays."""
-    steps: list[tuple[Action, ...]] = []
+def _pointers(each: Doomed) -> Program[list[KeyValue]]:
+    """Find the idempotency keys that stand for the run; one that stands for another run by now is none of them."""
+    own: list[KeyValue] = []
     for first in range(0, len(each.notes), _LOOKUPS_A_TRANSACTION):
         keys = [each.run.pointing(note) for note in each.notes[first : first + _LOOKUPS_A_TRANSACTION]]
         reply = yield from Txn(compares=(), success=tuple(Get(key) for key in keys))
-        own = tuple(
-            Delete(key)
-            for key, kv in zip(keys, reply.found, strict=True)
-            if kv is not None and decode(kv, IdempotencyRow).run_id == each.run.run_id
-        )
-        if own:
-            steps.append(own)
-    return steps
+        own += [kv for kv in reply.found if kv is not None and decode(kv, IdempotencyRow).run_id == each.run.run_id]
+    return own
 
 
 def _bulk(each: Doomed) -> list[tuple[Action, ...]]:

@@ -23,7 +23,7 @@ from stepclaim._core.records import (
     stored,
 )
 from stepclaim._core.starting import token_of
-from stepclaim.errors import ConfigurationError, StepConflictError
+from stepclaim.errors import ConfigurationError, CorruptRecordError, OutcomeUnknownError, StepConflictError
 from stepclaim.models import AttemptRecord, RunRecord, RunStatus, StepRecord, StepStatus
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def complete_run(ctx: Context, run_id: RunId, status: RunStatus | str) -> Progra
     write_id, now = ctx.new_id(), ctx.now()
     standing = yield from _run_row(run)
     while standing is not None and not standing.record.status.is_final:
-        record = replace(standing.record, status=final, completed_at=now, write_id=write_id)
+        before = standing.record.completions
+        record = replace(standing.record, status=final, completed_at=now, completions=before + 1, write_id=write_id)
         reply = yield from Txn(
             compares=(Compare(run.record, "mod", standing.kv.mod_revision),),
             success=(Put(run.record, encode(record, standing.kv)), Delete(run.active)),
@@ -121,7 +122,16 @@ def complete_run(ctx: Context, run_id: RunId, status: RunStatus | str) -> Progra
         if reply.succeeded:
             return True
         standing = stored(reply.found[0], RunRow)
-    return standing is not None and standing.record.write_id == write_id
+        if standing is not None and standing.record.write_id == write_id:
+            return True
+        if reply.in_doubt and (
+            standing is None or standing.record.completions > before + standing.record.status.is_final
+        ):
+            raise OutcomeUnknownError(
+                f"the reply to completing run {run.run_id!r} was lost, and it was retried or deleted since: whether it "
+                "was completed before can't be told"
+            )
+    return False
 
 
 def run_status(ctx: Context, run_id: RunId) -> Program[RunStatus | None]:
@@ -191,6 +201,12 @@ def get_run(ctx: Context, run_id: RunId) -> Program[RunRecord | None]:
             if part == b"attempts":
                 earlier.setdefault(name, []).append(Stored(decode(kv, StepRow), kv))
             else:
+                if not number.isdigit():
+                    raise CorruptRecordError(
+                        f"the key {kv.key.decode(errors='backslashreplace')} names no attempt: delete it with etcdctl",
+                        key=kv.key.decode(errors="backslashreplace"),
+                        revision=kv.mod_revision,
+                    )
                 payloads[name, int(number)] = decode(kv, Payload)
     if record is None:
         return None

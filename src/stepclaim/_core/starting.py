@@ -72,6 +72,7 @@ class Start(Struct, frozen=True):
             job=self.job_id,
             started_at=now,
             payload=payload is not None,
+            attempt_id=write_id,
             write_id=write_id,
         )
         return begin_with(ref, base, row, payload)

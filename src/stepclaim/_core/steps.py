@@ -10,7 +10,7 @@ from stepclaim._core.keys import last_segment
 from stepclaim._core.ops import Compare, Program, read_prefix
 from stepclaim._core.records import VERSION, Payload, StatusOnly, StepRow, decode
 from stepclaim._core.starting import Base, Start, base_of, begin_with
-from stepclaim._core.updating import Change, Write, note, seal, update
+from stepclaim._core.updating import Change, Write, Written, note, seal, update
 from stepclaim.errors import StepConflictError
 from stepclaim.models import ClaimState, StepStatus
 
@@ -32,7 +32,7 @@ def record_start(
     def decide(view: View) -> Program[Change | None]:
         nonlocal first
         if holding is not None:
-            holder_check(ref, view, holding.claim)
+            holder_check(ctx, ref, view, holding.claim)
         base = Base() if first and view.row is None else (yield from base_of(ref, view.row))
         first = False
         token = None if holding is None else holding.claim.fencing_token
@@ -41,10 +41,8 @@ def record_start(
         return Change((*guard, *begun.compares), begun.puts, begun.row, begun.payload)
 
     guess = View(None, None) if holding is None else view_of(ref, holding)
-    written = yield from update(ref, write.write_id, guess, decide)
-    if written is None:  # found among the earlier attempts: others went on since
-        kept = [decode(kv, StepRow) for kv in (yield from read_prefix(ref.attempts))]
-        return next(row.attempt for row in kept if row.write_id == write.write_id)
+    written = yield from update(ref, write.write_id, guess, decide, begins=True)
+    assert isinstance(written, Written)  # a start always has something to do
     note(ctx, ref, holding, written)
     return written.row.attempt
 
@@ -86,6 +84,7 @@ def skip(
             completed_at=write.now,
             reason=reason,
             payload=payload is not None,
+            attempt_id=write.write_id,
             write_id=write.write_id,
         )
         begun = begin_with(ref, base, new, payload)
@@ -93,8 +92,9 @@ def skip(
         return Change((guard, *begun.compares), (seal(ctx, ref, standing, new, write), *begun.puts), new)
 
     guess = View(None, None) if holding is None else view_of(ref, holding)
-    yield from update(ref, write.write_id, guess, decide)
-    ctx.forget(ref)
+    yield from update(ref, write.write_id, guess, decide, begins=True)
+    if holding is not None:
+        ctx.forget(ref, holding.claim.fencing_token)
 
 
 def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:

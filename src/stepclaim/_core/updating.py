@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from stepclaim._core.claims import look, seen
 from stepclaim._core.ops import Action, Compare, Get, Program, Put, Txn, TxnReply, read_prefix
 from stepclaim._core.records import VERSION, ClaimRecord, Payload, StepRow, Stored, decode, encode
-from stepclaim.errors import ClaimLostError, OutcomeUnknownError, StepConflictError
+from stepclaim.errors import OutcomeUnknownError
 from stepclaim.models import ClaimState
 
 if TYPE_CHECKING:
@@ -59,46 +59,50 @@ class Written(Struct, frozen=True):
     reply: TxnReply | None = None
 
 
-def update(ref: StepKeys, write_id: str, guess: View | None, decide: Decision) -> Program[Written | None]:
-    """Propose, and propose again to what stands instead, until a change is taken, refused or not needed."""
+def update(
+    ref: StepKeys, write_id: str, guess: View | None, decide: Decision, *, begins: bool = False
+) -> Program[Written | View]:
+    """Propose, and propose again to what stands instead, until a change is taken, refused or not needed.
+
+    Gives what was written, or the view in which there was nothing to do. `begins`: the change starts an attempt.
+    """
     view = guess if guess is not None else (yield from look(ref))
-    in_doubt = False
-    before = view
     while True:
-        try:
-            change = yield from decide(view)
-        except (ClaimLostError, StepConflictError) as refused:
-            if in_doubt and (yield from _was_written(ref, write_id, before, view, refused)):
-                return None
-            raise
+        change = yield from decide(view)
         if change is None:
-            return None
+            return view
         reply = yield from Txn(compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row)))
         if reply.succeeded:
             return Written(change.row, reply.revision, change.payload, reply)
-        in_doubt = in_doubt or reply.in_doubt
         before, view = view, seen(reply.found)
         if view.row is not None and view.row.record.write_id == write_id:
             return Written(view.row.record, view.row.kv.mod_revision, change.payload)
+        if reply.in_doubt:  # others have written since: only proposing again where ours certainly did not take place
+            own = yield from _own_write(ref, write_id, before, view, begins=begins)
+            if own is not None:
+                return Written(own.record, own.kv.mod_revision, change.payload)
 
 
-def _was_written(
-    ref: StepKeys, write_id: str, before: View, view: View, refused: ClaimLostError | StepConflictError
-) -> Program[bool]:
-    """Tell whether a write whose reply was lost took place before others went on: the records' ids are the evidence.
+def _own_write(
+    ref: StepKeys, write_id: str, before: View, view: View, *, begins: bool
+) -> Program[Stored[StepRow] | None]:
+    """Find a write whose reply was lost below what others wrote since: the records' ids are the evidence.
 
-    True if it did, False if it certainly did not; raises `OutcomeUnknownError` where the evidence was overwritten.
+    Gives its record, or None if it certainly did not take place; raises `OutcomeUnknownError` where the evidence was
+    overwritten.
     """
-    rows = [] if view.row is None else [view.row.record]
-    rows += [decode(kv, StepRow) for kv in (yield from read_prefix(ref.attempts))]
-    ids = {row.write_id for row in rows}
-    if write_id in ids:
-        return True
-    if before.row is not None and before.row.record.write_id in ids:
-        return False  # the row stands, or was put among the earlier attempts, as it was before this write
+    rows = [] if view.row is None else [view.row]
+    rows += [Stored(decode(kv, StepRow), kv) for kv in (yield from read_prefix(ref.attempts))]
+    for row in rows:
+        if write_id in (row.record.write_id, row.record.attempt_id):
+            return row
+    if begins:
+        return None  # every attempt keeps the id of its beginning, and this one is not among them
+    if before.row is not None and any(row.record.write_id == before.row.record.write_id for row in rows):
+        return None  # the row stands, or was put among the earlier attempts, as it was before this write
     raise OutcomeUnknownError(
         f"the reply to a write on {ref} was lost, and others have written since: whether it took place can't be told"
-    ) from refused
+    )
 
 
 def seal(ctx: Context, ref: StepKeys, claim: Stored[ClaimRecord] | None, row: StepRow, write: Write) -> Put:

@@ -43,6 +43,7 @@ class Cursor:
         self.revision = after_revision or 0
         self.must_list = after_revision is None
         self._behind_compaction = False
+        self._knows_all = not after_revision
 
     @property
     def prefix(self) -> bytes:
@@ -55,16 +56,23 @@ class Cursor:
         self._behind_compaction = True
 
     def look(self) -> Program[list[RunEvent]]:
-        """Read the run as it stands, and tell what this watcher has not told yet."""
+        """Read the run as it stands, and tell what this watcher has not told yet.
+
+        After a compaction what went comes first, at the last revision that was told: one who goes on behind that is
+        told of the compaction again, and nobody misses the rest. One who went on behind a revision doesn't know what
+        stood there, and is told all that stands, so that what is not told is known to be gone.
+        """
         kvs, revision = yield from read_snapshot(self.prefix)
         told: list[RunEvent] = []
         if self._behind_compaction:
-            told.append(Relisted(revision, self._run.run_id))
+            told.append(Relisted(self.revision, self._run.run_id))
         standing = {kv.key for kv in kvs}
-        news = [Event(kv.key, kv, kv.mod_revision) for kv in kvs if kv.mod_revision > self.revision]
-        told += self._tell(Event(key, None, revision) for key in sorted(self._known - standing))
+        seen = self.revision if self._knows_all else 0
+        news = [Event(kv.key, kv, kv.mod_revision) for kv in kvs if kv.mod_revision > seen]
+        told += self._tell(Event(key, None, self.revision) for key in sorted(self._known - standing))
         told += self._tell(sorted(news, key=lambda event: event.revision))
         self._known = standing
+        self._knows_all = True
         self.revision = max(self.revision, revision)
         self.must_list = self._behind_compaction = False
         return told

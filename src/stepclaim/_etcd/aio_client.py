@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -10,6 +11,7 @@ from tenacity import AsyncRetrying
 from stepclaim._core.ops import InDoubt
 from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, attempt_timeout, final_error
 from stepclaim._etcd.retry import Failed, policy
+from stepclaim.errors import StoreClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,13 +60,19 @@ class AsyncClient:
             member = members.current
             try:
                 if members.needs_login:
+                    began = time.monotonic()
                     await self._log_in(member, timeout)
+                    timeout = max(0.05, timeout - (time.monotonic() - began))
                 return await method(member)(request, timeout=timeout, metadata=members.metadata)
             except grpc.RpcError as error:
                 last = failure = members.failed(error, member)
                 silent += not failure.definite
                 in_doubt = in_doubt or not failure.definite
                 raise Failed(failure) from error
+            except grpc.aio.UsageError as error:  # gRPC's word for a channel that was closed
+                if self.closing:
+                    raise StoreClosedError("the store was closed meanwhile: open another one") from error
+                raise
 
         try:
             try:
@@ -97,5 +105,6 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all channels."""
+        self.closing = True
         for member in self.members.all:
             await member.channel.close()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from etcd3 import etcdrpc
 
 from stepclaim._core.lease import LeaseClock
-from stepclaim._core.ops import Compare, Get, KeyValue, Program, Put, SessionView, Txn, TxnReply
+from stepclaim._core.ops import Compare, Get, KeyValue, Later, Program, Put, SessionView, Txn, TxnReply
 from stepclaim._core.records import VERSION, SessionRecord, encode
 from stepclaim._etcd.client import Client
 from stepclaim._etcd.perform import run_program
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepclaim._core.keys import Keyspace
-    from stepclaim._etcd.channel import Access
+    from stepclaim._etcd.channel import Access, Member
     from stepclaim.models import StepClaim
     from stepclaim.settings import Settings
 
@@ -37,6 +37,8 @@ _LONGEST_RENEWAL = 2.0
 _LONGEST_SLEEP = 60.0
 _LOOK_EVERY = 1.0
 _LOOKS_A_TRANSACTION = 100
+_CARRY_AGAIN = 0.5
+_CARRIED_FOR = 120.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,10 @@ class Keeper:
         self._closing = False
         self._watched: set[Watched] = set()
         self._look_at = 0.0
+        self._bodies = 0
+        self._draining = False
+        self._carried: list[tuple[Callable[[], Program[Any]], float]] = []
+        self._carry_at = 0.0
         self._undone: list[Callable[[], Program[None]]] = []
         self._session: Session | None = None
         self._clock: LeaseClock | None = None
@@ -103,7 +109,7 @@ class Keeper:
 
     def view(self) -> SessionView | None:
         """Give what a claim needs, or None while there is no live session."""
-        if self._closing:
+        if self._draining or self._closing:
             raise StoreClosedError("the store is closed: open another one")
         clock = self._clock
         if clock is None or clock.state(boot_time()) is SessionState.LOST:
@@ -143,14 +149,31 @@ class Keeper:
             if not self._watched:
                 self._look_at = boot_time() + _LOOK_EVERY
             self._watched.add(watched)
+            self._bodies += 1
             self._condition.notify_all()
-        return lambda: self._watched.discard(watched)
 
-    def later(self, program: Callable[[], Program[None]]) -> None:
-        """Run a program in the background until it ends; the lease is not renewed before."""
+        def unwatch() -> None:
+            with self._condition:
+                self._watched.discard(watched)
+                self._bodies -= 1
+                self._condition.notify_all()
+
+        return unwatch
+
+    def later(self, later: Later) -> None:
+        """Run a program in the background; one that undoes what nobody knows of before the lease is renewed again."""
         with self._condition:
-            self._undone.append(program)
+            if later.undo:
+                self._undone.append(later.program)
+            else:
+                self._carried.append((later.program, boot_time() + _CARRIED_FOR))
             self._condition.notify_all()
+
+    def drain(self, deadline: float) -> None:
+        """Give no more claims, and wait for the bodies that run to their end."""
+        with self._condition:
+            self._draining = True
+            self._condition.wait_for(lambda: not self._bodies, max(0.0, deadline - time.monotonic()))
 
     def give_up(self) -> None:
         """Renew no more. Takes no lock: a store that nobody closed is freed at any time, in any thread."""
@@ -163,16 +186,19 @@ class Keeper:
                 return
             self._closing = True
             self._condition.notify_all()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(max(0.1, deadline - time.monotonic()))
         try:
             self._settle_doubts(deadline)
+            self._carry_through(deadline)
             if self._view is not None and self.session.state is not SessionState.LOST:
-                request = etcdrpc.LeaseRevokeRequest(ID=self._view.lease)
-                self._client.call(lambda member: member.lease.LeaseRevoke, request, deadline)
+                self._client.call(_lease_revoke, etcdrpc.LeaseRevokeRequest(ID=self._view.lease), deadline)
         except StepClaimError as error:
             logger.warning("the session could not be revoked, its claims end with its lease: %s", error)
         finally:
+            if self._clock is not None:
+                self._clock.revoked()
+            self._tell_lost({each for each in tuple(self._watched) if each.claim.lease_id})
             self._client.close()
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -186,7 +212,8 @@ class Keeper:
                 if clock is not None and not self._undone:
                     now = boot_time()
                     due = max(0.0, self._look_at - now) if self._watched else _LONGEST_SLEEP
-                    self._condition.wait(min(clock.wait(now), due))
+                    carry = max(0.0, self._carry_at - now) if self._carried else _LONGEST_SLEEP
+                    self._condition.wait(min(clock.wait(now), due, carry))
                 if self._closing:
                     return
             try:
@@ -204,7 +231,9 @@ class Keeper:
         if clock.state(boot_time()) is SessionState.LOST:
             self.session._tell_lost()  # noqa: SLF001 - the keeper is the session's other half
             self._tell_lost({each for each in tuple(self._watched) if each.claim.lease_id})
-            self._settle_doubts(time.monotonic() + _LONGEST_RENEWAL)
+            with self._condition:  # the lease is over: what it may keep alive unknown to anybody ends with it
+                self._carried += [(program, boot_time() + _CARRIED_FOR) for program in self._undone]
+                self._undone.clear()
             self._open_session(time.monotonic() + self._settings.timeout)
             return
         if self._undone:
@@ -212,6 +241,8 @@ class Keeper:
             self._settle_doubts(time.monotonic() + min(_LONGEST_RENEWAL, clock.expires_in(boot_time()) + 0.1))
         if clock.wait(boot_time()) <= 0:
             self._renew(clock)
+        if self._carried and boot_time() >= self._carry_at:
+            self._carry_through(time.monotonic() + min(_LONGEST_RENEWAL, clock.granted / 4))
         if self._watched and boot_time() >= self._look_at:
             self._look_at = boot_time() + _LOOK_EVERY
             self._look(tuple(self._watched), min(_LONGEST_RENEWAL, clock.granted / 4))
@@ -277,7 +308,11 @@ class Keeper:
             create_revision=0,
             mod_revision=0,
         )
-        revision = run_program(self._client, None, _register(view), deadline)
+        try:
+            revision = run_program(self._client, None, _register(view), deadline)
+        except StepClaimError:
+            self._revoke(answer.ID, time.monotonic() + 0.5)
+            raise
         session = Session(session_id, self._owner, answer.ID, clock, self._callbacks, self._deliver, self._lost_event())
         with self._condition:
             self._clock = clock
@@ -285,6 +320,13 @@ class Keeper:
             self._session = session
             self._condition.notify_all()
         self._changed()
+
+    def _revoke(self, lease: int, deadline: float) -> None:
+        """Leave no lease behind, if that can be had; else it ends by itself."""
+        try:
+            self._client.call(_lease_revoke, etcdrpc.LeaseRevokeRequest(ID=lease), deadline)
+        except StepClaimError as error:
+            logger.debug("a lease could not be revoked: %s", error)
 
     def _settle_doubts(self, deadline: float) -> None:
         while self._undone:
@@ -297,10 +339,30 @@ class Keeper:
             with self._condition:
                 self._undone.pop(0)
 
+    def _carry_through(self, deadline: float) -> None:
+        """Try once what callers left behind that must end by itself; what etcd refuses for good is dropped."""
+        while self._carried:
+            program, until = self._carried[0]
+            try:
+                run_program(self._client, self, program(), deadline)
+            except BackendError as error:
+                if not error.definite and boot_time() < until:
+                    self._carry_at = boot_time() + _CARRY_AGAIN
+                    return
+                logger.warning("given up in the background: %s", error)
+            except StepClaimError as settled:
+                logger.debug("carried through: %s", settled)
+            with self._condition:
+                self._carried.pop(0)
+
     def _pause(self, seconds: float) -> None:
         with self._condition:
             if not self._closing:
                 self._condition.wait(seconds)
+
+
+def _lease_revoke(member: Member) -> Any:
+    return member.lease.LeaseRevoke
 
 
 def _read(gets: tuple[Get, ...]) -> Program[tuple[KeyValue | None, ...]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from stepclaim._core.ops import (
     Abandoned,
     Fence,
+    Get,
     Later,
     Op,
     OpenSession,
@@ -44,8 +45,13 @@ class SessionSource(Protocol):
     def barrier(self, key: bytes, found: KeyValue | None, revision: int | None = None) -> None:
         """Take note of the barrier."""
 
-    def later(self, program: Callable[[], Program[None]]) -> None:
+    def later(self, later: Later) -> None:
         """Run a program in the background."""
+
+
+def writes(op: Txn) -> bool:
+    """Whether a transaction can change anything: else it is a read, and is never in doubt."""
+    return any(not isinstance(each, Get) for each in op.success)
 
 
 def _txn(member: Member) -> Any:
@@ -77,7 +83,7 @@ def _local(op: Op[Any], source: SessionSource | None) -> Any:
     if isinstance(op, Later):
         if source is None:  # a store without a session: the caller was told, and tries again or not
             return None
-        return source.later(op.program)
+        return source.later(op)
     raise TypeError(f"unknown operation {op!r}")
 
 
@@ -88,7 +94,9 @@ def run_program(
 
     def perform(op: Op[Any]) -> Any:
         if isinstance(op, Txn):
-            answer, in_doubt = client.call(_txn, txn_request(op), deadline, write=True, fenced=op.fence is not None)
+            answer, in_doubt = client.call(
+                _txn, txn_request(op), deadline, write=writes(op), fenced=op.fence is not None
+            )
             return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
         if isinstance(op, Range):
             answer, _ = client.call(_range, range_request(op), deadline, attempts=attempts)
@@ -138,7 +146,7 @@ async def run_program_async(
     async def perform(op: Op[Any]) -> Any:
         if isinstance(op, Txn):
             answer, in_doubt = await client.call(
-                _txn, txn_request(op), deadline, write=True, fenced=op.fence is not None
+                _txn, txn_request(op), deadline, write=writes(op), fenced=op.fence is not None
             )
             return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
         if isinstance(op, Range):

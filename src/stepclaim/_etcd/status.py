@@ -165,4 +165,6 @@ def classify(error: grpc.RpcError, endpoint: str) -> Failure:
                 f"{where} does not accept the credentials: {said}; check user and password", code=name, definite=True
             )
         )
-    return Failure(BackendError(f"{where} answered {name}: {said}", code=name, definite=code is Code.INVALID_ARGUMENT))
+    # only what etcd is known to say before it does anything counts as without effect
+    definite = code in (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.UNIMPLEMENTED)
+    return Failure(BackendError(f"{where} answered {name}: {said}", code=name, definite=definite), definite=definite)

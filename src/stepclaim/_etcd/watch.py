@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LIFETIME = 8.0
 """Seconds after which a stream is opened anew: a half-open connection or a hung member costs no more than that."""
 PAUSE = 0.1
+TOO_LITTLE = 0.05
+"""Seconds before a wait's end in which nothing is sent any more: a claim whose answer can't come would be in doubt."""
 
 
 def request(key: bytes, range_end: bytes, start: int) -> Any:
@@ -88,8 +90,12 @@ def stream(
         iter((request(key, range_end, start),)), timeout=lifetime(deadline), metadata=members.metadata
     )
     client.streams.add(call)
+    if client.closing:  # since it was asked above: what ended all streams may not have seen this one
+        call.cancel()
+    heard = False
     try:
         for response in call:
+            heard = True
             batch = read(response)
             if batch is not None:
                 yield batch
@@ -98,7 +104,7 @@ def stream(
                 time.sleep(PAUSE)
                 return
     except grpc.RpcError as error:
-        if timed_out(error):
+        if timed_out(error) and heard:
             return  # its time is over, nothing is wrong
         failure = members.failed(error, member)
         if client.closing or failure.transient:
@@ -126,8 +132,10 @@ async def stream_async(
     member = members.current
     call = member.watch.Watch(ask(), timeout=lifetime(deadline), metadata=members.metadata)
     client.streams.add(call)
+    heard = False
     try:
         async for response in call:
+            heard = True
             batch = read(response)
             if batch is not None:
                 yield batch
@@ -136,7 +144,7 @@ async def stream_async(
                 await asyncio.sleep(PAUSE)
                 return
     except grpc.RpcError as error:
-        if timed_out(error):
+        if timed_out(error) and heard:
             return
         failure = members.failed(error, member)
         if client.closing or failure.transient:
@@ -148,12 +156,18 @@ async def stream_async(
         call.cancel()
 
 
+def _still_worth_it(deadline: float) -> None:
+    if deadline - time.monotonic() < TOO_LITTLE:
+        raise DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+
+
 def until_changed(client: Client, key: bytes, revision: int, deadline: float) -> None:
     """Wait for one stream's first events, or for its end."""
     events = stream(client, key, b"", revision + 1, deadline)
     try:
         for _ in events:
             return
+        _still_worth_it(deadline)
     except Compacted:
         return  # so there was a change
     finally:
@@ -166,6 +180,7 @@ async def until_changed_async(client: AsyncClient, key: bytes, revision: int, de
     try:
         async for _ in events:
             return
+        _still_worth_it(deadline)
     except Compacted:
         return
     finally:

@@ -35,7 +35,11 @@ _TARGETS = {
 def compare(each: Compare) -> Any:
     """Make the message of one condition."""
     target, name = _TARGETS[each.target]
-    return etcdrpc.Compare(result=etcdrpc.Compare.EQUAL, target=target, key=each.key, **{name: each.expected})
+    result = etcdrpc.Compare.LESS if each.below else etcdrpc.Compare.EQUAL
+    message = etcdrpc.Compare(result=result, target=target, key=each.key, **{name: each.expected})
+    if each.range_end:
+        message.range_end = each.range_end
+    return message
 
 
 def guard(claim: StepClaim) -> Any:
