@@ -123,6 +123,15 @@ def test_what_a_suspended_worker_has_goes_to_another_too(bench: Bench) -> None:
     assert bench.broker.counts["first: lost"] == 1
 
 
+def test_a_step_of_a_stopped_run_is_over(bench: Bench) -> None:
+    bench.broker.publish("run", "s")
+    (first, order), (second, copy) = bench.next_orders(2)
+    bench.finish(first, order, Handled.STOPPED)
+    bench.finish(second, copy, Handled.REFUSED_HELD)
+    bench.pump(lambda: bench.broker.is_idle)
+    assert bench.broker.finished == {("run", "s")}
+
+
 def test_a_worker_publishes(bench: Bench) -> None:
     bench.ends[0].send(Publish("run", "next"))
     assert {order.step_key for _, order in bench.next_orders(2)} == {"next"}

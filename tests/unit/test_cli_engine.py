@@ -1,4 +1,4 @@
-"""The engine on a real store: the engine-level cases that need no retry, cancellation or recovery."""
+"""The engine on a real store: what duplicates, failures and losses come to. `acceptance` has the conformance cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stepclaim import ConfigurationError, EtcdRunStore, RunStatus, StepStatus
-from stepclaim.cli.engine import PREREQUISITE_NOT_MET, Body, Engine, Handled, Pending
+from stepclaim.cli.engine import Body, Engine, Handled, Pending
 from stepclaim.cli.flow import Flow
 
 if TYPE_CHECKING:
@@ -77,22 +77,6 @@ def test_trigger_again_changes_nothing(open_store: Callable[[], EtcdRunStore]) -
     assert case.sent == ["a", "b", "c", "d"]
 
 
-def test_i1_ledger_refuses(open_store: Callable[[], EtcdRunStore]) -> None:
-    case = Case(open_store(), CHAIN)
-    case.store.try_record_dispatch("run", "a")
-    case.engine.trigger("run")
-    assert not case.sent
-
-
-def test_i2_claim_refused(open_store: Callable[[], EtcdRunStore]) -> None:
-    case = Case(open_store(), CHAIN)
-    case.engine.trigger("run")
-    other = open_store()
-    assert other.claim_step("run", "a")
-    assert case.engine.handle("run", "a") is Handled.REFUSED_HELD
-    assert not case.ran
-
-
 def test_a_duplicate_goes_on_where_the_first_worker_died(open_store: Callable[[], EtcdRunStore]) -> None:
     case = Case(open_store(), CHAIN)
     case.engine.trigger("run")
@@ -102,36 +86,6 @@ def test_a_duplicate_goes_on_where_the_first_worker_died(open_store: Callable[[]
     dead.complete_step(claim, StepStatus.SUCCEEDED)
     assert case.engine.handle("run", "a") is Handled.REFUSED_FINAL
     assert case.sent == ["a", "b"]
-
-
-def test_i4_pending_releases_claim_and_dispatch_and_schedules_once(open_store: Callable[[], EtcdRunStore]) -> None:
-    store = open_store()
-    seen = []
-
-    def after(run_id: str, step_key: str, delay: float) -> None:
-        seen.append((step_key, delay, store.get_claim(run_id, step_key), store.get_dispatched_step_keys(run_id)))
-
-    answers: list[str | Pending] = [Pending(0.5, "not yet"), '{"done": true}']
-    engine = Engine(store, CHAIN, lambda _: answers.pop(0), lambda *_: None, after)
-    engine.trigger("run")
-    assert engine.handle("run", "a") is Handled.PARKED
-    assert seen == [("a", 0.5, None, frozenset({"a"}))]
-    assert store.get_step_statuses("run") == {"a": StepStatus.PENDING}
-    assert engine.handle("run", "a") is Handled.RAN
-    run = store.get_run("run")
-    assert run
-    assert [attempt.status for attempt in run.steps[0].attempts] == [StepStatus.PENDING, StepStatus.SUCCEEDED]
-
-
-def test_i7_after_a_failure_that_did_not_come(open_store: Callable[[], EtcdRunStore]) -> None:
-    flow = Flow.from_json('{"steps": {"step1": [], "step2": {"after": {"step1": ["Failed"]}}}}')
-    case = Case(open_store(), flow)
-    case.engine.trigger("run")
-    case.drain()
-    run = case.store.get_run("run")
-    assert run
-    assert run.status is RunStatus.SKIPPED
-    assert (run.steps[1].status, run.steps[1].error) == (StepStatus.SKIPPED, PREREQUISITE_NOT_MET)
 
 
 def test_a_failing_body_fails_its_step_with_the_traceback(open_store: Callable[[], EtcdRunStore]) -> None:

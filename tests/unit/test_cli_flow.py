@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stepclaim.cli.flow import Flow
+from stepclaim.cli.when import When
 from stepclaim.errors import ConfigurationError
 from stepclaim.models import RunStatus, StepStatus
 
@@ -55,6 +56,9 @@ def test_json_round_trip_keeps_everything() -> None:
         ('{"steps": {"a": [], "b": {"after": {"a": ["Running"]}}}}', "'Running'"),
         ('{"steps": {"a": [], "b": {"after": {"a": []}}}}', "statuses of 'a'"),
         ('{"steps": {"a": {"type": 1}}}', "'type'"),
+        ('{"steps": {"a": {"when": 1}}}', "'when'"),
+        ('{"steps": {"a": {"when": "amount > 1000"}}}', "'amount'"),
+        ('{"steps": {"a": [], "b": {"when": "@steps(\'a\').output == 1"}}}', "about 'a'"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, named: str) -> None:
@@ -86,5 +90,45 @@ def test_outcomes() -> None:
     assert CHAIN.plan(dict.fromkeys("abcd", OK)).status is RunStatus.SUCCEEDED
 
 
-def test_a_step_that_was_put_off_is_ready_again() -> None:
-    assert CHAIN.plan({"a": StepStatus.PENDING}).ready == ("a",)
+def test_a_step_that_was_put_off_is_left_to_whoever_scheduled_it() -> None:
+    plan = CHAIN.plan({"a": StepStatus.PENDING})
+    assert (plan.ready, plan.skip, plan.status) == ((), (), None)
+
+
+def test_a_clause_makes_the_round_trip_and_may_be_about_all_that_comes_before() -> None:
+    text = json.dumps(
+        {"name": "n", "steps": {"x.1": [], "b": ["x.1"], "c": {"after": ["b"], "when": "@steps('x.1').status == 1"}}}
+    )
+    flow = Flow.from_json(text)
+    assert flow.steps["c"].when == When("@steps('x.1').status == 1")
+    assert Flow.from_json(flow.to_json()).steps == flow.steps
+    assert flow.expected() == {"x.1": OK, "b": OK, "c": SKIPPED}
+
+
+def test_successors_are_what_an_end_makes_ready() -> None:
+    flow = Flow.from_json(
+        json.dumps(
+            {
+                "steps": {
+                    "a": [],
+                    "b": [],
+                    "join": ["a", "b"],
+                    "mend": {"after": {"a": ["Failed"]}},
+                    "clause": {"after": ["a"], "when": "1 == 1"},
+                    "next": ["a"],
+                }
+            }
+        )
+    )
+    assert flow.successors("a", OK, {"a": RUNNING, "b": RUNNING}) == ("next",)
+    assert flow.successors("a", FAILED, {"a": RUNNING, "b": OK}) == ("mend",)
+    assert set(flow.successors("a", OK, {"a": RUNNING, "b": OK})) == {"join", "next"}
+
+
+def test_what_runs_again_revives_what_nothing_else_keeps_from_running() -> None:
+    assert CHAIN.revived("b", {"a": OK, "b": RUNNING, "c": SKIPPED}) == ("c",)
+    assert CHAIN.revived("b", {"a": OK, "b": RUNNING, "c": SKIPPED, "d": SKIPPED}) == ("c", "d")
+    assert CHAIN.revived("c", {"a": OK, "b": OK, "c": RUNNING, "d": OK}) == ()
+    join = Flow.from_json('{"steps": {"a": [], "b": [], "join": ["a", "b"]}}')
+    assert join.revived("a", {"a": RUNNING, "b": OK, "join": SKIPPED}) == ("join",)
+    assert join.revived("a", {"a": RUNNING, "b": FAILED, "join": SKIPPED}) == ()

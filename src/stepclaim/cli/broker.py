@@ -220,7 +220,7 @@ class Broker:
         copy, handled = delivery.copy, finished.handled
         self.counts["rpcs"] += finished.rpcs
         self.counts[f"{'again' if copy.again else 'first'}: {handled or 'error'}"] += 1
-        if handled in (Handled.RAN, Handled.REFUSED_FINAL):
+        if handled in (Handled.RAN, Handled.STOPPED, Handled.REFUSED_FINAL):
             copy.topic.over = True
             self.finished.add((copy.topic.run_id, copy.topic.step_key))
         elif handled is Handled.REFUSED_HELD or handled is None:

@@ -1,28 +1,33 @@
-"""The small engine that the demo and the tests run on a store: claim, body, completion, and what comes next."""
+"""The small engine that the demo and the tests run on a store: claim, body, completion, and on to what comes next."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+import uuid
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from stepclaim import recovery
+from stepclaim._core import claims
 from stepclaim.cli.flow import Flow, Plan, Step
-from stepclaim.errors import ClaimLostError, ConfigurationError, RecordTooLargeError, StepConflictError
+from stepclaim.cli.progress import Dispatch, Progress, stop_reason
+from stepclaim.errors import ClaimLostError, ConfigurationError, RecordTooLargeError
 from stepclaim.models import StepStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stepclaim.abc import RunId
-    from stepclaim.models import RunRecord, StepClaim
+    from stepclaim.models import Finding, RunRecord, StepClaim
     from stepclaim.run_store import RunStore
 
 __all__ = ["Body", "Dispatch", "Engine", "Flow", "Handled", "Pending", "Plan", "Step"]
 
-PREREQUISITE_NOT_MET = "Prerequisite status did not satisfy runAfter conditions."
 _LONGEST_TRACEBACK = 16_000
+_MOST_SUCCESSORS = 100
+"""As many go into the transaction that completes a step; the others are dispatched after it."""
 
 
 class Handled(StrEnum):
@@ -32,6 +37,8 @@ class Handled(StrEnum):
     """The body ran and its result was committed, Succeeded or Failed."""
     PARKED = "parked"
     """The body ran and wants to be called again later."""
+    STOPPED = "stopped"
+    """The run was cancelled or has timed out: the step is skipped."""
     REFUSED_HELD = "refused, held"
     """Somebody has the step; it is not final yet, so the message must come again unless that one finishes."""
     REFUSED_FINAL = "refused, final"
@@ -50,9 +57,6 @@ class Pending:
 
 Body: TypeAlias = "Callable[[StepClaim], str | Pending | None]"
 """A step's work: gives its output as JSON text, or None, or `Pending`; what it raises fails the step."""
-
-Dispatch: TypeAlias = Callable[[str, str], None]
-"""Sends the message that has the step of the run handled, by whomever, at least once."""
 
 
 class Engine:
@@ -75,78 +79,123 @@ class Engine:
         self._body = body
         self._dispatch = dispatch
         self._dispatch_after = dispatch_after or (lambda run_id, step_key, _: dispatch(run_id, step_key))
+        self._progress = Progress(store, flow, dispatch)
+        self.advance = self._progress.advance
+        self.next_steps = self._progress.next_steps
 
-    def trigger(self, run_id: RunId, trigger_key: str = "manual", data_json: str | None = None) -> RunRecord:
-        """Start a run, or go on with the one that stands under its id, and dispatch what is ready."""
-        run = self.store.start_run(self.flow.name, self.flow.name, run_id, trigger_key, data_json)
+    # --- what users and operators ask for --------------------------------------------------------------------------
+
+    def trigger(
+        self,
+        run_id: RunId | None = None,
+        trigger_key: str = "manual",
+        data_json: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> RunRecord:
+        """Start a run, or go on with the one that has its id or its idempotency key, and dispatch what is ready."""
+        run = self.store.start_run(
+            self.flow.name,
+            self.flow.name,
+            uuid.uuid4() if run_id is None else run_id,
+            trigger_key,
+            data_json,
+            idempotency_key=idempotency_key,
+        )
         if not run.status.is_final:
             self.advance(run.run_id)
         return run
 
+    def cancel(self, run_id: str, reason: str | None = None) -> bool:
+        """Have a run cancelled: no further body begins, those that run may end. True for the first who asks."""
+        first = self.store.request_cancel(run_id, reason)
+        self.advance(run_id)
+        return first
+
+    def retry(self, run_id: str, step_key: str) -> None:
+        """Run a step again, and after it those that were skipped because of it."""
+        self._step(step_key)
+        self.store.retry_step(run_id, step_key)
+        self._progress.revive(run_id, step_key)
+        self._progress.send(run_id, (step_key,))
+
+    def recover(self, grace: float = 60.0) -> list[Finding]:
+        """Put right what crashes left in the active runs; `grace`: seconds for which a message may be under way."""
+        found = recovery.recover(self.store, plan=self.next_steps, dispatch=self._dispatch, mend=True, grace=grace)
+        for run in self.store.get_active_runs():
+            if run.flow_name == self.flow.name:
+                self.advance(run.run_id)
+        return found
+
+    # --- one message -----------------------------------------------------------------------------------------------
+
     def handle(self, run_id: str, step_key: str) -> Handled:
         """Handle one message. A duplicate is a result, not an error; etcd's troubles are raised: send it again."""
-        step = self.flow.steps.get(step_key)
-        if step is None:
-            raise ConfigurationError(f"flow {self.flow.name!r} has no step {step_key!r}")
+        step = self._step(step_key)
+        stopped = self._progress.stopped(run_id)
+        if stopped is not None:
+            skipped = self._progress.skip(run_id, step_key, stop_reason(stopped))
+            self._progress.stop(run_id, stopped)
+            return Handled.STOPPED if skipped else _refused(step_key, self.store.get_step_statuses(run_id))
         claim = self.store.claim_step(run_id, step_key, step_type=step.type)
         if claim is None:
             statuses = self.store.get_step_statuses(run_id)
-            if step_key not in statuses or not statuses[step_key].is_final:
-                return Handled.REFUSED_HELD
-            # whoever finished the step may have died before it told the next ones: doing that again does no harm
-            self.advance(run_id, statuses)
-            return Handled.REFUSED_FINAL
+            refused = _refused(step_key, statuses)
+            if refused is Handled.REFUSED_FINAL:
+                # whoever finished the step may have died before it told the next ones: doing that again does no harm
+                self._progress.go_on(run_id, statuses)
+            return refused
         try:
-            parked = self._run(claim)
+            if claim.attempt > 1:  # whoever retried it may have died before it revived what comes after
+                self._progress.revive(run_id, step_key)
+            return self._run(claim)
         except ClaimLostError:
             return Handled.LOST
-        if parked is not None:
-            # the ledger's entry goes only after the claim, so that nobody dispatches into a claim that still stands
-            self.store.release_dispatch(run_id, step_key)
-            if self.store.try_record_dispatch(run_id, step_key):
-                self._dispatch_after(run_id, step_key, parked.delay)
-            return Handled.PARKED
-        self.advance(run_id)
-        return Handled.RAN
+        except BaseException:
+            # unless the step was completed, nobody works on it now: as long as this session lives, it must be free
+            self.store._run_later(partial(claims.release_claim, self.store._ctx, claim))  # noqa: SLF001
+            raise
 
-    def advance(self, run_id: str, statuses: Mapping[str, StepStatus] | None = None) -> Plan:
-        """Look at where a run stands, skip, dispatch or complete what is due, and give the plan that this followed.
-
-        Anybody may do this at any time, any number of times.
-        """
-        known = dict(self.store.get_step_statuses(run_id) if statuses is None else statuses)
-        while (plan := self.flow.plan(known)).skip:
-            for key in plan.skip:
-                try:
-                    self.store.record_skipped_step(run_id, key, self.flow.steps[key].type, PREREQUISITE_NOT_MET)
-                except StepConflictError:  # somebody works on it all the same: what comes next is theirs to see to
-                    return plan
-                known[key] = StepStatus.SKIPPED
-        if plan.ready:
-            ready = plan.ready
-            if len(ready) > 1:  # one read in place of many refusals; the ledger still decides
-                dispatched = self.store.get_dispatched_step_keys(run_id)
-                ready = tuple(key for key in ready if key not in dispatched)
-            for key in ready:
-                if self.store.try_record_dispatch(run_id, key):
-                    self._dispatch(run_id, key)
-        elif plan.status is not None:
-            self.store.complete_run(run_id, plan.status)
-        return plan
-
-    def _run(self, claim: StepClaim) -> Pending | None:
-        """Run the body and commit what comes of it, or give back that it wants to be called again."""
+    def _run(self, claim: StepClaim) -> Handled:
+        """Run the body and commit what comes of it."""
         try:
             result = self._body(claim)
         except Exception:  # noqa: BLE001 - whatever a body raises is its step's failure
-            error = traceback.format_exc()[-_LONGEST_TRACEBACK:]
-            self.store.complete_step(claim, StepStatus.FAILED, error=error)
-            return None
+            self._finish(claim, StepStatus.FAILED, error=traceback.format_exc()[-_LONGEST_TRACEBACK:])
+            return Handled.RAN
         if isinstance(result, Pending):
-            self.store.defer_step(claim, reason=result.reason)
-            return result
+            # one transaction gives the claim up and makes the ledger's entry anew: the message will find a free step
+            self.store.defer_step(claim, reason=result.reason, dispatch=True)
+            self._dispatch_after(claim.run_id, claim.step_key, result.delay)
+            return Handled.PARKED
         try:
-            self.store.complete_step(claim, StepStatus.SUCCEEDED, output_json=result)
+            self._finish(claim, StepStatus.SUCCEEDED, output_json=result)
         except RecordTooLargeError as error:  # it would be too large every time
-            self.store.complete_step(claim, StepStatus.FAILED, error=str(error))
-        return None
+            self._finish(claim, StepStatus.FAILED, error=str(error))
+        return Handled.RAN
+
+    def _finish(
+        self, claim: StepClaim, status: StepStatus, *, output_json: str | None = None, error: str | None = None
+    ) -> None:
+        """Complete the step and dispatch its successors in one transaction, then look again.
+
+        Of two that finish at the same moment neither sees the other before; after it, the later one does.
+        """
+        known = self.store.get_step_statuses(claim.run_id)
+        successors = self.flow.successors(claim.step_key, status, known)[:_MOST_SUCCESSORS]
+        new = self.store.complete_step(claim, status, output_json=output_json, error=error, dispatch=successors)
+        for key in successors:
+            if key in new:
+                self._dispatch(claim.run_id, key)
+        self._progress.go_on(claim.run_id, sent=successors)
+
+    def _step(self, step_key: str) -> Step:
+        step = self.flow.steps.get(step_key)
+        if step is None:
+            raise ConfigurationError(f"flow {self.flow.name!r} has no step {step_key!r}")
+        return step
+
+
+def _refused(step_key: str, statuses: Mapping[str, StepStatus]) -> Handled:
+    over = step_key in statuses and statuses[step_key].is_final
+    return Handled.REFUSED_FINAL if over else Handled.REFUSED_HELD

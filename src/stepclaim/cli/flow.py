@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stepclaim._core.keys import text
+from stepclaim.cli.when import When
 from stepclaim.errors import ConfigurationError
 from stepclaim.models import RunStatus, StepStatus
 
@@ -20,11 +21,12 @@ SUCCEEDED = frozenset({StepStatus.SUCCEEDED})
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it comes after, and in which statuses it accepts each."""
+    """One step: what it comes after, in which statuses it accepts each, and when it runs even then."""
 
     key: str
     after: Mapping[str, frozenset[StepStatus]] = field(default_factory=dict)
     type: str = "Demo"
+    when: When | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Flow:
             circle = " → ".join(map(repr, error.args[1]))
             raise ConfigurationError(f"flow {name!r} goes in a circle: {circle}") from error
         self._leaves = self.steps.keys() - {other for step in self.steps.values() for other in step.after}
+        self._check_clauses()
 
     @classmethod
     def default(cls) -> Flow:
@@ -88,7 +91,8 @@ class Flow:
     def from_json(cls, content: str, *, name: str = "flow") -> Flow:
         """Read {"name": ..., "steps": {"a": {"after": []}, "b": {"after": ["a"]}, "c": {"after": {"a": ["Failed"]}}}}.
 
-        A step may also be given as the list of what it comes after. `name` is used where the text has none.
+        A step may also be given as the list of what it comes after, and may have a clause: {"after": ["a"], "when":
+        "@triggerBody().amount > 1000"}. `name` is used where the text has none.
         """
         try:
             found = json.loads(content, object_pairs_hook=_unique)
@@ -102,6 +106,7 @@ class Flow:
         """Write the flow as `from_json` reads it."""
         steps = {
             key: {"type": step.type, "after": {other: sorted(accepted) for other, accepted in step.after.items()}}
+            | ({"when": step.when.expression} if step.when else {})
             for key, step in self.steps.items()
         }
         return json.dumps({"name": self.name, "steps": steps})
@@ -110,6 +115,7 @@ class Flow:
         """Judge what stands: which steps are ready, which must be skipped, and how the run ends if nothing is left.
 
         A step behind a skipped one is neither: it can't be reached, gets no record, and is skipped work all the same.
+        Nor is one that was put off: whoever did that has scheduled it. When clauses are the caller's to judge.
         """
         ready: list[str] = []
         skip: list[str] = []
@@ -117,10 +123,8 @@ class Flow:
         open_steps = False
         for key in self._order:
             status = statuses.get(key)
-            if status is not None and status.is_final:
-                continue
-            if status is StepStatus.RUNNING:
-                open_steps = True
+            if status is not None:
+                open_steps = open_steps or not status.is_final
                 continue
             after = self.steps[key].after
             refusing = {other for other, accepted in after.items() if _refuses(statuses.get(other), accepted)}
@@ -135,12 +139,44 @@ class Flow:
         over = not (ready or skip or open_steps)
         return Plan(tuple(ready), tuple(skip), self._outcome(statuses, dead) if over else None)
 
+    def successors(self, key: str, status: StepStatus, statuses: Mapping[str, StepStatus]) -> tuple[str, ...]:
+        """Name the steps that become ready when one ends like that; of those with a clause nothing is known yet."""
+        ready = self.plan({**statuses, key: status}).ready
+        return tuple(each for each in ready if key in self.steps[each].after and self.steps[each].when is None)
+
+    def revived(self, key: str, statuses: Mapping[str, StepStatus]) -> tuple[str, ...]:
+        """Name the skipped steps behind one that runs again, but for those that something else keeps from running."""
+        again = {key}
+        for each in self._order:
+            after = self.steps[each].after
+            if statuses.get(each) is StepStatus.SKIPPED and not again.isdisjoint(after):
+                kept = after.keys() - again
+                if not any(_refuses(statuses.get(other), after[other]) for other in kept):
+                    again.add(each)
+        return tuple(each for each in self._order if each in again and each != key)
+
     def expected(self) -> dict[str, StepStatus]:
-        """Tell every status of a run in which each body succeeds."""
+        """Tell every status of a run that was triggered without data and in which each body succeeds without output."""
         statuses: dict[str, StepStatus] = {}
         while (plan := self.plan(statuses)).status is None:
-            statuses |= dict.fromkeys(plan.ready, StepStatus.SUCCEEDED) | dict.fromkeys(plan.skip, StepStatus.SKIPPED)
+            statuses |= dict.fromkeys(plan.skip, StepStatus.SKIPPED)
+            for key in plan.ready:
+                when = self.steps[key].when
+                runs = when is None or when.judge(None, {other: (end, None) for other, end in statuses.items()}).result
+                statuses[key] = StepStatus.SUCCEEDED if runs else StepStatus.SKIPPED
         return statuses
+
+    def _check_clauses(self) -> None:
+        """Refuse a clause about a step that may not be over when it is judged."""
+        before: dict[str, set[str]] = {}
+        for key in self._order:
+            step = self.steps[key]
+            before[key] = set(step.after).union(*(before[other] for other in step.after))
+            for other in step.when.steps if step.when else ():
+                if other not in before[key]:
+                    raise ConfigurationError(
+                        f"step {key!r} has a When clause about {other!r}, which it doesn't come after"
+                    )
 
     def _outcome(self, statuses: Mapping[str, StepStatus], dead: set[str]) -> RunStatus:
         """Judge a run in which nothing is left. A failure is handled when a dependant that accepts it succeeded."""
@@ -183,7 +219,7 @@ def _object(value: Any, what: str, known: set[str] | None = None) -> dict[str, A
 
 
 def _step(key: str, value: Any) -> Step:
-    fields = {"after": value} if isinstance(value, list) else _object(value, f"step {key!r}", {"after", "type"})
+    fields = {"after": value} if isinstance(value, list) else _object(value, f"step {key!r}", {"after", "type", "when"})
     after = fields.get("after", [])
     if isinstance(after, list):
         after = {_name(key, other): ["Succeeded"] for other in after}
@@ -192,7 +228,11 @@ def _step(key: str, value: Any) -> Step:
     step_type = fields.get("type", Step.type)
     if not isinstance(step_type, str):
         _wrong(f"step {key!r}: 'type' must be a text")
-    return Step(key, {other: _statuses(key, other, accepted) for other, accepted in after.items()}, step_type)
+    when = fields.get("when")
+    if when is not None and not isinstance(when, str):
+        _wrong(f"step {key!r}: 'when' must be a text")
+    accepted = {other: _statuses(key, other, names) for other, names in after.items()}
+    return Step(key, accepted, step_type, None if when is None else When(when))
 
 
 def _name(key: str, other: Any) -> str:
