@@ -2,6 +2,7 @@
 
 from stepclaim.abc import AsyncFlowRunRuntimeStore, FlowRunRuntimeStore
 from stepclaim.async_store import AsyncEtcdRunStore
+from stepclaim.body import ActiveStep
 from stepclaim.errors import (
     AuthenticationError,
     BackendError,
@@ -25,6 +26,9 @@ from stepclaim.models import (
     AttemptRecord,
     ClaimInfo,
     ClaimState,
+    Finding,
+    NextSteps,
+    RunControl,
     RunRecord,
     RunStatus,
     SessionState,
@@ -37,6 +41,7 @@ from stepclaim.settings import Settings
 from stepclaim.sync_store import EtcdRunStore
 
 __all__ = [
+    "ActiveStep",
     "AsyncEtcdRunStore",
     "AsyncFlowRunRuntimeStore",
     "AttemptRecord",
@@ -51,11 +56,14 @@ __all__ = [
     "CorruptRecordError",
     "DeadlineExceededError",
     "EtcdRunStore",
+    "Finding",
     "FlowRunRuntimeStore",
+    "NextSteps",
     "OutcomeUnknownError",
     "PermissionDeniedError",
     "RecordTooLargeError",
     "ResourceExhaustedError",
+    "RunControl",
     "RunRecord",
     "RunStatus",
     "Session",

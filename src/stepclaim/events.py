@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """Something happened to a run. Give `revision` to `watch_run(after_revision=...)` to go on behind it."""
+    """Something happened to a run. All events of one transaction have one revision."""
 
     revision: int
     run_id: str
+    resume: int = field(default=0, kw_only=True, compare=False, repr=False)
+    """Give this to `watch_run(after_revision=...)` to go on behind this event. It is the event's revision once all
+    events of that transaction were told, and the revision before until then."""
 
 
 @dataclass(frozen=True, slots=True)

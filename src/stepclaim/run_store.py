@@ -380,7 +380,7 @@ class RunStore(FlowRunRuntimeStore):
     ) -> Iterator[RunEvent]:
         """Tell what happens to a run, as typed events in etcd's order: none lost, none twice.
 
-        Begins with what stands, as events, or behind `after_revision`, the revision of the last event that was seen.
+        Begins with what stands, as events, or behind `after_revision`: the `resume` of the last event that was seen.
         Goes on through cut connections, failovers and compactions; after a compaction that outran it a `Relisted` says
         that what follows is the state, not each step to it. Ends after `timeout` seconds, or never. Costs a watch, and
         a list of the run at the beginning and after a compaction.

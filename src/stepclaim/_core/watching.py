@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stepclaim._core.keys import last_segment
@@ -65,7 +66,7 @@ class Cursor:
         kvs, revision = yield from read_snapshot(self.prefix)
         told: list[RunEvent] = []
         if self._behind_compaction:
-            told.append(Relisted(self.revision, self._run.run_id))
+            told.append(Relisted(self.revision, self._run.run_id, resume=self.revision))
         standing = {kv.key for kv in kvs}
         seen = self.revision if self._knows_all else 0
         news = [Event(kv.key, kv, kv.mod_revision) for kv in kvs if kv.mod_revision > seen]
@@ -87,8 +88,12 @@ class Cursor:
         return self._tell(new)
 
     def _tell(self, events: Iterable[Event]) -> list[RunEvent]:
-        told = (self._typed(event) for event in events)
-        return [event for event in told if event is not None]
+        told = [typed for typed in map(self._typed, events) if typed is not None]
+        followed_by = (*(typed.revision for typed in told[1:]), 0)
+        return [
+            replace(typed, resume=typed.revision - (typed.revision == following))
+            for typed, following in zip(told, followed_by, strict=False)
+        ]
 
     def _typed(self, event: Event) -> RunEvent | None:
         part, _, rest = event.key.removeprefix(self.prefix).partition(b"/")
