@@ -195,7 +195,9 @@ class AsyncRunStore(AsyncFlowRunRuntimeStore):
             self._run_later(partial(claims.release_claim, self._ctx, claim))
             raise
 
-    async def defer_step(self, claim: StepClaim, *, reason: str | None = None, dispatch: bool = False) -> None:
+    async def defer_step(
+        self, claim: StepClaim, *, reason: str | None = None, dispatch: bool | datetime = False
+    ) -> None:
         await self._run(finishing.defer(self._ctx, claim, reason, dispatch))
 
     # --- the engine's writers ------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepclaim.models import StepClaim, StepStatus
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 class ActiveStep:
@@ -21,7 +24,7 @@ class ActiveStep:
         self.output_json: str | None = None
         self.status: StepStatus = StepStatus.SUCCEEDED
         self.error: str | None = None
-        self.dispatch_again = False
+        self.dispatch_again: bool | datetime = False
         self.reason: str | None = None
 
     run_id = property(lambda self: self.claim.run_id, doc="The claim's run.")
@@ -35,7 +38,7 @@ class ActiveStep:
         """Record Failed when the body ends, without an exception."""
         self.status, self.error, self.output_json = StepStatus.FAILED, error, output_json
 
-    def defer(self, reason: str | None = None, *, dispatch: bool = False) -> None:
+    def defer(self, reason: str | None = None, *, dispatch: bool | datetime = False) -> None:
         """Set the step back to Pending and give the claim up when the body ends; with a fresh dispatch, if asked."""
         self.status, self.reason, self.dispatch_again = StepStatus.PENDING, reason, dispatch
 

@@ -207,10 +207,11 @@ class RunStore(FlowRunRuntimeStore):
             self._run_later(partial(claims.release_claim, self._ctx, claim))
             raise
 
-    def defer_step(self, claim: StepClaim, *, reason: str | None = None, dispatch: bool = False) -> None:
+    def defer_step(self, claim: StepClaim, *, reason: str | None = None, dispatch: bool | datetime = False) -> None:
         """Set a claimed step back to Pending and give the claim up, in one guarded transaction.
 
-        With `dispatch` its entry in the ledger is made anew in the same transaction, for the one who sends it again.
+        With `dispatch` its entry in the ledger is made anew in the same transaction, for the one who sends it again; a
+        time says when that message is due, so that recovery finds it if it was lost.
         Raises `ClaimLostError` if the claim is no longer held. Costs one RPC and one transaction.
         """
         self._run(finishing.defer(self._ctx, claim, reason, dispatch))

@@ -1,6 +1,7 @@
 """Recovery finds what a crash left, mends it once, and lets live what lives; on all four stores."""
 
 import asyncio
+import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from fix_stores import AnyStore, OpenStore, gated
-from stepclaim import RunRecord, RunStatus, StepStatus
+from stepclaim import ConfigurationError, RunRecord, RunStatus, StepStatus
 from stepclaim.models import Finding, NextSteps
 from stepclaim.recovery import recover, recover_async
 
@@ -118,6 +119,25 @@ async def test_what_lives_or_is_parked_is_never_touched(open_store: OpenStore) -
     assert await recovered(other, mend=True) == ([], [])
     assert await recovered(one, mend=True, plan=None) == ([], [])
     assert (await one.get_run(RUN), await one.get_run("other"), await one.get_claims()) == before
+
+
+async def test_a_message_that_was_put_off_and_lost(open_store: OpenStore) -> None:
+    stores = [await open_store() for _ in range(3)]
+    await stores[0].start_run("f", "F", RUN, "manual")
+    now = dt.datetime.now(dt.UTC)
+    claim = await stores[0].claim_step(RUN, "a")
+    await stores[0].defer_step(claim, dispatch=now + dt.timedelta(hours=1))
+    assert await recovered(stores[1], mend=True) == ([], [])
+    claim = await stores[0].claim_step(RUN, "a")
+    await stores[0].defer_step(claim, dispatch=now - dt.timedelta(seconds=90))
+    answers = await gated([partial(recovered, store, mend=True, grace=60.0) for store in stores])
+    assert [key for _, sent in answers for key in sent] == ["a"]
+    claim = await stores[0].claim_step(RUN, "a")
+    await stores[0].defer_step(claim, dispatch=True)  # no time was said: it waits for whoever sends it
+    assert await recovered(stores[1], mend=True) == ([], [])
+    claim = await stores[0].claim_step(RUN, "a")
+    with pytest.raises(ConfigurationError, match="time zone"):
+        await stores[0].defer_step(claim, dispatch=dt.datetime(2030, 1, 1))  # noqa: DTZ001 - the point
 
 
 async def test_a_dispatch_whose_prerequisites_are_not_met_is_left(started: AnyStore) -> None:

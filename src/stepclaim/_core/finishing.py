@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -238,14 +239,18 @@ def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | N
     return stored(page.kvs[0], Payload) if page.kvs else None
 
 
-def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool) -> Program[None]:
+def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool | datetime) -> Program[None]:
     """Set a claimed step back to Pending and give the claim up, in one transaction; with a fresh dispatch, if asked."""
     ref = ref_of(ctx, claim)
     ctx.field(reason, "reason")
+    if not isinstance(dispatch, bool) and (not isinstance(dispatch, datetime) or dispatch.tzinfo is None):
+        raise ConfigurationError(f"dispatch must be True, False or a datetime with a time zone, not {dispatch!r}")
     yield from carried_through(partial(_defer, ctx, ref, claim, reason, dispatch=dispatch))
 
 
-def _defer(ctx: Context, ref: StepKeys, claim: StepClaim, reason: str | None, *, dispatch: bool) -> Program[None]:
+def _defer(
+    ctx: Context, ref: StepKeys, claim: StepClaim, reason: str | None, *, dispatch: bool | datetime
+) -> Program[None]:
     write = Write.new(ctx)
     holding = ctx.holding(ref, claim.fencing_token)
 
@@ -270,7 +275,8 @@ def _defer(ctx: Context, ref: StepKeys, claim: StepClaim, reason: str | None, *,
         compares.append(Compare(ref.row, "mod", row.kv.mod_revision if row else 0))
         actions.append(Put(ref.row, encode(new, row.kv if row else None)))
         if dispatch:
-            entry = DispatchRow(v=VERSION, recorded_at=write.now, write_id=write.write_id)
+            due = dispatch if isinstance(dispatch, datetime) else None
+            entry = DispatchRow(v=VERSION, recorded_at=write.now, due=due, write_id=write.write_id)
             actions.append(Put(ref.dispatch, encode(entry)))
         return Change(tuple(compares), tuple(actions), new)
         yield  # a decision is a program, also where it asks for nothing

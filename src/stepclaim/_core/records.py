@@ -136,6 +136,8 @@ class DispatchRow(Record, kw_only=True, frozen=True):
 
     job: str | None = None
     recorded_at: datetime
+    due: datetime | None = None
+    """A message that was put off: it is not lost before this time."""
     orphan: int | None = None
     """Made by a recovery: the mod revision of the row that it found without a holder."""
     write_id: str

@@ -68,9 +68,12 @@ def recover_run(ctx: Context, run: RunRecord, plan: Plan | None, *, mend: bool, 
             note(FindingKind.ORPHANED_STEP, key, f"attempt {row.attempt} by {row.owner} has no claim", mended=mended)
     for key, kv in seen.dispatches.items():
         entry = decode(kv, DispatchRow)
-        if key in seen.rows or key in seen.claims or entry.recorded_at > too_old:
+        if key in seen.claims or (entry.due or entry.recorded_at) > too_old:
             continue
-        if following is not None and key not in following.ready:
+        if key in seen.rows:
+            if not _put_off(decode(seen.rows[key], StepRow), entry):
+                continue
+        elif following is not None and key not in following.ready:
             continue
         mended = mend and (yield from _dispatch_again(ctx, keys, seen, key))
         note(
@@ -94,6 +97,11 @@ def recover_run(ctx: Context, run: RunRecord, plan: Plan | None, *, mend: bool, 
         detail = f"every step is final: {outcome or 'give a plan to know the status'}"
         note(FindingKind.UNCOMPLETED_RUN, None, detail, mended=mended)
     return found
+
+
+def _put_off(row: StepRow, entry: DispatchRow) -> bool:
+    """Whether a step is Pending by a deferral that said when its next message is due. Any other waits for somebody."""
+    return row.status is StepStatus.PENDING and entry.due is not None and entry.write_id == row.write_id
 
 
 def _is_over(seen: Seen, statuses: Mapping[str, StepStatus]) -> bool:
