@@ -28,7 +28,7 @@ from stepclaim.models import PREREQUISITES_UNMET, ClaimState, RunStatus, StepSta
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stepclaim._core.context import Context
+    from stepclaim._core.context import Context, View
     from stepclaim.abc import RunId
 
 _KEYS_A_TRANSACTION = 24
@@ -42,11 +42,10 @@ def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
     gets = (Get(ref.claim), Get(ref.row), Get(run.record))
     holding = ctx.holding(ref)
     reply = yield from Txn(compares=(), success=gets)
-    before: StepRow | None = None
+    before: View | None = None
     while True:
         view, standing = seen(reply.found[:2]), stored(reply.found[2], RunRow)
-        row = None if view.row is None else view.row.record
-        if reply.in_doubt and _went_on(before, row):
+        if reply.in_doubt and before is not None and _went_on(before, view):
             break  # this retry, or another, took place, and the step went on from there: leave its new holder alone
         compares = [
             Compare(ref.claim, "mod", view.claim.kv.mod_revision if view.claim else 0),
@@ -60,7 +59,7 @@ def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
             running = replace(standing.record, status=RunStatus.RUNNING, completed_at=None, write_id=write_id)
             started_at = ActiveRow(v=VERSION, started_at=running.started_at)
             actions += [Put(run.record, encode(running, standing.kv)), Put(run.active, encode(started_at))]
-        before = row
+        before = view
         reply = yield from Txn(compares=tuple(compares), success=tuple(actions), failure=gets)
         if reply.succeeded:
             break
@@ -68,11 +67,17 @@ def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
         ctx.forget(ref, holding.claim.fencing_token)
 
 
-def _went_on(before: StepRow | None, row: StepRow | None) -> bool:
+def _went_on(before: View, now: View) -> bool:
     """Whether a step was retried since it was seen: it waits for its next attempt, or that has begun."""
-    if row is None:
-        return before is not None
-    return row.retried or row.attempt > (before.attempt if before else 0)
+    if before.row is None and now.row is None:  # nothing was ever begun: only the claim was to go, and it went
+        return _created(before) != _created(now)
+    if before.row is None or now.row is None:
+        return True
+    return now.row.record.retried or now.row.record.attempt > before.row.record.attempt
+
+
+def _created(view: View) -> int:
+    return view.claim.kv.create_revision if view.claim else 0
 
 
 def _waiting_row(ref: StepKeys, row: Stored[StepRow], write_id: str) -> list[Action]:
