@@ -95,4 +95,7 @@ class DispatchEnded(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class Relisted(RunEvent):
-    """What happened up to here was compacted before it could be told; the events that follow tell what stands."""
+    """What came behind this revision was compacted before it could be told: the events that follow tell what stands.
+
+    A watcher that went on behind a revision should forget what is not told again.
+    """

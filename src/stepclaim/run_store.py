@@ -125,7 +125,7 @@ class RunStore(FlowRunRuntimeStore):
         return self._run(claims.list_claims(self._ctx, run_id))
 
     def get_claimed_step_keys(self, run_id: RunId) -> frozenset[str]:
-        """Name the run's steps that are claimed and not yet completed. Costs one read a 2,000 claims."""
+        """Name the run's steps that are claimed and not yet completed. Costs one read for up to 100 claims."""
         return self._run(claims.claimed_step_keys(self._ctx, run_id))
 
     # --- finishing -----------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ class RunStore(FlowRunRuntimeStore):
         """Remove the runs that were completed strictly before a time, oldest first, and give their number.
 
         Works in transactions of bounded size; one that was interrupted is finished by the next. Each call's deadline
-        holds for it as for every other: with very many runs give a `limit` and call again. Costs a look at every key.
+        holds for it as for every other: with thousands of runs give a `limit` and call again. Costs a look at every key.
         """
         return self._run(retention.purge_runs(self._ctx, completed_before, limit))
 
@@ -405,7 +405,7 @@ class RunStore(FlowRunRuntimeStore):
     def get_step_statuses(self, run_id: RunId) -> Mapping[str, StepStatus]:
         """Give every recorded step's status as one linearizable snapshot; empty for an unknown run.
 
-        Costs one read a 2,000 steps.
+        Costs one read for up to 100 steps, a few for thousands.
         """
         return self._run(steps.statuses(self._ctx, run_id))
 
@@ -426,7 +426,7 @@ class RunStore(FlowRunRuntimeStore):
         return self._run(runs.list_runs(self._ctx))
 
     def orphaned_steps(self, run_id: RunId) -> frozenset[str]:
-        """Name the run's steps that are Running without a claim that is held. Costs two reads a 2,000 steps."""
+        """Name the run's steps that are Running without a claim that is held. Costs two reads for up to 100 steps."""
         return self._run(again.orphaned_steps(self._ctx, run_id))
 
     def get_run_control(self, run_id: RunId) -> RunControl | None:
@@ -438,5 +438,5 @@ class RunStore(FlowRunRuntimeStore):
         return self._run(control.find_key(self._ctx, flow_id, trigger_key, idempotency_key))
 
     def get_dispatched_step_keys(self, run_id: RunId) -> frozenset[str]:
-        """Name the run's steps that are in the dispatch ledger. Costs one read a 2,000 entries."""
+        """Name the run's steps that are in the dispatch ledger. Costs one read for up to 100 entries."""
         return self._run(runs.dispatched_step_keys(self._ctx, run_id))

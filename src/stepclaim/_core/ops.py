@@ -201,7 +201,10 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes((prefix[-1] + 1,))
 
 
-PAGE = 2000
+FIRST_PAGE = 100
+LARGEST_PAGE = 10_000
+PAGE_BYTES = 2_000_000
+"""What a page should have, by the page before: values may be small or as large as a store allows."""
 
 
 def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyValue]]:
@@ -216,14 +219,16 @@ def read_snapshot(prefix: bytes, *, keys_only: bool = False, revision: int = 0) 
     wanted = revision
     while True:
         kvs: list[KeyValue] = []
-        start, revision = prefix, wanted
+        start, revision, limit = prefix, wanted, FIRST_PAGE
         try:
             while True:
-                page = yield from Range(key=start, range_end=end, limit=PAGE, revision=revision, keys_only=keys_only)
+                page = yield from Range(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
                 kvs += page.kvs
                 if not page.more:
                     return kvs, revision or page.revision
                 revision = revision or page.revision
                 start = page.kvs[-1].key + b"\0"
+                size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
+                limit = max(1, min(LARGEST_PAGE, len(page.kvs) * PAGE_BYTES // size))
         except Compacted:
             wanted = 0

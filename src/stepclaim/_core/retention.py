@@ -107,10 +107,9 @@ def _groups(doomed: Iterable[Doomed]) -> Iterable[list[Doomed]]:
 def _remove(ctx: Context, group: list[Doomed]) -> Program[bool]:
     """Remove some runs at once; False if the record of one, or an idempotency key for it, has been written since."""
     unchanged = [Compare(each.run.record, "mod", each.record_revision) for each in group]
-    pointers: list[KeyValue] = []
+    pointers = yield from _pointers(group)
     last: list[Action] = []
     for each in group:
-        pointers += yield from _pointers(each)
         for actions in _bulk(each):
             yield from Txn(compares=tuple(unchanged), success=actions)
         notes = each.run.below("idempotency")
@@ -136,13 +135,18 @@ def _all_gone(group: list[Doomed]) -> Program[bool]:
     return not any(reply.found)
 
 
-def _pointers(each: Doomed) -> Program[list[KeyValue]]:
-    """Find the idempotency keys that stand for the run; one that stands for another run by now is none of them."""
+def _pointers(group: list[Doomed]) -> Program[list[KeyValue]]:
+    """Find the idempotency keys that stand for the runs; one that stands for another run by now is none of them."""
+    asked = [(each.run.pointing(note), each.run.run_id) for each in group for note in each.notes]
     own: list[KeyValue] = []
-    for first in range(0, len(each.notes), _LOOKUPS_A_TRANSACTION):
-        keys = [each.run.pointing(note) for note in each.notes[first : first + _LOOKUPS_A_TRANSACTION]]
-        reply = yield from Txn(compares=(), success=tuple(Get(key) for key in keys))
-        own += [kv for kv in reply.found if kv is not None and decode(kv, IdempotencyRow).run_id == each.run.run_id]
+    for first in range(0, len(asked), _LOOKUPS_A_TRANSACTION):
+        part = asked[first : first + _LOOKUPS_A_TRANSACTION]
+        reply = yield from Txn(compares=(), success=tuple(Get(key) for key, _ in part))
+        own += [
+            kv
+            for kv, (_, run_id) in zip(reply.found, part, strict=True)
+            if kv is not None and decode(kv, IdempotencyRow).run_id == run_id
+        ]
     return own
 
 

@@ -32,6 +32,7 @@ OPTIONS = (
     # while calls are under way a silent connection is noticed; etcd forbids pings more often than each 5 s
     ("grpc.keepalive_time_ms", 6000),
     ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # gRPC's core takes this one since it lost sight of the other
     ("grpc.http2.max_pings_without_data", 0),
     # a member that comes back is found again within a second, not within gRPC's two minutes
     ("grpc.initial_reconnect_backoff_ms", 100),
