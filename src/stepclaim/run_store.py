@@ -358,7 +358,7 @@ class RunStore(FlowRunRuntimeStore):
         """Remove the runs that were completed strictly before a time, oldest first, and give their number.
 
         Works in transactions of bounded size; one that was interrupted is finished by the next. Each call's deadline
-        holds for it as for every other: with thousands of runs give a `limit` and call again. Costs a look at every key.
+        holds for it too: with thousands of runs give a `limit` and call again. Costs a look at every key.
         """
         return self._run(retention.purge_runs(self._ctx, completed_before, limit))
 

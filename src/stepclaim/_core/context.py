@@ -23,6 +23,10 @@ MOST_REMEMBERED = 100_000
 """Steps whose claims a store remembers: the oldest go first, in a store that never sees its claims end."""
 
 
+_CLAIMS_A_STEP = 4
+"""More than the newest, because threads may come to remember theirs in another order than etcd gave them."""
+
+
 class Holding(Struct):
     """A claim that this store took, with what it wrote: the next write need not read first."""
 
@@ -61,7 +65,10 @@ class Context:
 
     def remember(self, ref: StepKeys, holding: Holding) -> None:
         """Keep a claim, so that this store's later writes to the step are guarded by it."""
-        self._held.setdefault((ref.run_id, ref.step_key), {})[holding.claim.fencing_token] = holding
+        taken = self._held.setdefault((ref.run_id, ref.step_key), {})
+        taken[holding.claim.fencing_token] = holding
+        if len(taken) > _CLAIMS_A_STEP:
+            taken.pop(min(tuple(taken)), None)
         if len(self._held) > MOST_REMEMBERED:
             self._held.popitem(last=False)
 

@@ -97,7 +97,7 @@ def record_complete(
     if holding is not None and holding.row is None:
         # claimed here, started elsewhere or not at all: only etcd knows
         view = yield from look(ref)
-        if view.row is None:
+        if view.row is None or view.row.record.retried:
             return
         yield from _finish(ctx, ref, outcome, holding.claim, None, view)
         return
