@@ -86,7 +86,7 @@ class ContainerEtcd:
     def __init__(self) -> None:
         """Start it; NoContainerEngineError if no Docker engine answers."""
         os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # its image can't be pulled everywhere
-        image = _container_image()
+        image = container_image()
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415  # after the setting above
 
         self._container = (
@@ -126,13 +126,13 @@ class ContainerEtcd:
 def container_engine_answers() -> bool:
     """Tell whether a Docker engine answers on this machine."""
     try:
-        _container_engine().close()
+        container_engine().close()
     except NoContainerEngineError:
         return False
     return True
 
 
-def _container_engine() -> Any:
+def container_engine() -> Any:
     """Return a client of the Docker engine; NoContainerEngineError if none answers."""
     try:
         docker = importlib.import_module("docker")  # comes with testcontainers; only where asked for
@@ -152,9 +152,9 @@ def _container_engine() -> Any:
     raise NoContainerEngineError(f"no Docker engine answers: {reason}")
 
 
-def _container_image() -> str:
+def container_image() -> str:
     """Return STEPCLAIM_TEST_IMAGE, else an image built from scratch around the binaries of `find_etcd()`."""
-    with contextlib.closing(_container_engine()) as client, tempfile.TemporaryDirectory() as context:
+    with contextlib.closing(container_engine()) as client, tempfile.TemporaryDirectory() as context:
         named = os.environ.get("STEPCLAIM_TEST_IMAGE")
         if named:
             return named
@@ -199,6 +199,7 @@ class Certificates:
         )
         made = cls(*(folder / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
         made.ca.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+        made.ca.with_suffix(".key").write_bytes(_pem(ca_key))
         loopback = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
@@ -217,12 +218,14 @@ class Certificates:
                 .sign(ca_key, hashes.SHA256())
             )
             cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-            key_file.write_bytes(
-                key.private_bytes(
-                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-                )
-            )
+            key_file.write_bytes(_pem(key))
         return made
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

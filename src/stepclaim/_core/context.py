@@ -23,7 +23,7 @@ MOST_REMEMBERED = 100_000
 """Steps whose claims a store remembers: the oldest go first, in a store that never sees its claims end."""
 
 
-_CLAIMS_A_STEP = 4
+_CLAIMS_A_STEP = 2
 """More than the newest, because threads may come to remember theirs in another order than etcd gave them."""
 
 
