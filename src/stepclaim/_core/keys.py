@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from stepclaim.errors import ConfigurationError
+from stepclaim.errors import ConfigurationError, CorruptRecordError
 
 if TYPE_CHECKING:
     from stepclaim.abc import RunId
@@ -50,7 +50,24 @@ def segment(value: str) -> str:
 
 def last_segment(key: bytes) -> str:
     """Give back the text that a key's last segment was made of."""
-    return unquote(key.rpartition(b"/")[2].decode())
+    name = key.rpartition(b"/")[2]
+    if not name or not name.isascii():
+        raise stray(key)
+    return unquote(name.decode())
+
+
+def attempt_number(key: bytes) -> int:
+    """Give back the attempt's number that a key ends with."""
+    name = key.rpartition(b"/")[2]
+    if not name.isdigit():
+        raise stray(key)
+    return int(name)
+
+
+def stray(key: bytes) -> CorruptRecordError:
+    """Tell of a key that stepclaim did not write."""
+    told = key.decode(errors="backslashreplace")
+    return CorruptRecordError(f"the key {told!r} is none that stepclaim writes: delete it with etcdctl", key=told)
 
 
 class StepKeys:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from stepclaim._core.control import idempotency_puts, idempotency_record
-from stepclaim._core.keys import RunKeys, last_segment, run_name
+from stepclaim._core.keys import RunKeys, attempt_number, last_segment, run_name
 from stepclaim._core.ops import Compare, Delete, Get, KeyValue, Program, Put, Range, Txn, prefix_end, read_prefix
 from stepclaim._core.records import (
     VERSION,
@@ -23,7 +23,7 @@ from stepclaim._core.records import (
     stored,
 )
 from stepclaim._core.starting import token_of
-from stepclaim.errors import ConfigurationError, CorruptRecordError, OutcomeUnknownError, StepConflictError
+from stepclaim.errors import ConfigurationError, OutcomeUnknownError, StepConflictError
 from stepclaim.models import AttemptRecord, RunRecord, RunStatus, StepRecord, StepStatus
 
 if TYPE_CHECKING:
@@ -196,18 +196,12 @@ def get_run(ctx: Context, run_id: RunId) -> Program[RunRecord | None]:
         elif part == b"steps":
             rows[last_segment(rest)] = Stored(decode(kv, StepRow), kv)
         elif part in (b"attempts", b"payloads"):
-            step, _, number = rest.partition(b"/")
+            step = rest.partition(b"/")[0]
             name = last_segment(step)
             if part == b"attempts":
                 earlier.setdefault(name, []).append(Stored(decode(kv, StepRow), kv))
             else:
-                if not number.isdigit():
-                    raise CorruptRecordError(
-                        f"the key {kv.key.decode(errors='backslashreplace')} names no attempt: delete it with etcdctl",
-                        key=kv.key.decode(errors="backslashreplace"),
-                        revision=kv.mod_revision,
-                    )
-                payloads[name, int(number)] = decode(kv, Payload)
+                payloads[name, attempt_number(kv.key)] = decode(kv, Payload)
     if record is None:
         return None
     steps = (_step_record(name, row, earlier.get(name, []), payloads) for name, row in sorted(rows.items()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from stepclaim._core.keys import StepKeys, last_segment
+from stepclaim._core.keys import StepKeys, attempt_number
 from stepclaim._core.ops import Compare, Program, Put, Range, prefix_end
 from stepclaim._core.records import VERSION, Payload, StepRow, Stored, encode
 from stepclaim.models import StepStatus
@@ -109,4 +109,4 @@ def base_of(ref: StepKeys, row: Stored[StepRow] | None) -> Program[Base]:
     if row is not None:
         return Base(row, row.record.attempt)
     newest = yield from Range(key=ref.attempts, range_end=prefix_end(ref.attempts), limit=1, newest_first=True)
-    return Base(None, int(last_segment(newest.kvs[0].key)) if newest.kvs else 0)
+    return Base(None, attempt_number(newest.kvs[0].key) if newest.kvs else 0)
