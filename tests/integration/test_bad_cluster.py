@@ -417,7 +417,7 @@ async def test_a_full_cluster(open_at: OpenAt, prefix: str) -> None:
             ):
                 error = await fails_within(1.5, call, ResourceExhaustedError)
                 assert isinstance(error, ResourceExhaustedError)
-                assert error.definite
+                assert error.definite is (call.__name__ != "start_run")  # of the others it was looked up
             assert await store.holds(claim), "it can still be read"
             await fails_within(
                 AT_ONCE, opened_and_closed(open_at(server.endpoint, prefix=prefix)), ResourceExhaustedError

@@ -17,6 +17,7 @@ from stepclaim._core.context import Holding, View
 from stepclaim._core.keys import StepKeys, last_segment, run_name
 from stepclaim._core.ops import (
     Abandoned,
+    Answered,
     Compare,
     Delete,
     Fence,
@@ -147,6 +148,8 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             reply = yield from _settle(ref, session, value, gets)
             found = reply.found[0]
             token = found.create_revision if found is not None and found.value == value else 0
+        except Answered as answered:
+            token = yield from _granted_all_the_same(ref, value, answered)
         except Abandoned:
             yield from Later(partial(_undo, ref, session, value), undo=True)
             raise
@@ -172,6 +175,22 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             base = yield from base_of(ref, stored(reply.found[1], StepRow))
 
 
+def _granted_all_the_same(ref: StepKeys, value: bytes, answered: Answered) -> Program[int]:
+    """Look whether a claim was granted that etcd answered with an error: the one that fills its space is.
+
+    Gives its token, or raises that error.
+    """
+    try:
+        found = yield from _peek(ref)
+    except (BackendError, Abandoned):
+        yield from Later(partial(_take_back, ref, value), undo=True)
+        raise
+    if found is None or found.value != value:
+        answered.error.definite = True
+        raise answered.error
+    return found.create_revision
+
+
 def _settle(ref: StepKeys, session: SessionView, value: bytes, gets: tuple[Get, ...]) -> Program[TxnReply]:
     """Make a late commit impossible, then read what stands; undo later what can't be settled now."""
     try:
@@ -191,6 +210,10 @@ def _settle(ref: StepKeys, session: SessionView, value: bytes, gets: tuple[Get, 
 def _undo(ref: StepKeys, session: SessionView, value: bytes) -> Program[None]:
     """Take back a claim that nobody was told of, if it was granted at all."""
     yield from Fence(session=session)
+    yield from _take_back(ref, value)
+
+
+def _take_back(ref: StepKeys, value: bytes) -> Program[None]:
     yield from Txn(compares=(Compare(ref.claim, "value", value),), success=(Delete(ref.claim),))
 
 

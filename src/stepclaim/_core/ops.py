@@ -13,6 +13,8 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from stepclaim.errors import BackendError
+
 R = TypeVar("R")
 
 Program: TypeAlias = "Generator[Op[Any], Any, R]"
@@ -20,6 +22,14 @@ Program: TypeAlias = "Generator[Op[Any], Any, R]"
 
 class InDoubt(Exception):  # noqa: N818 - a fact that a program handles, not an error that leaves the package
     """A fenced transaction was sent, and whether it was carried out is not known."""
+
+
+class Answered(Exception):  # noqa: N818 - likewise
+    """A fenced transaction was answered with an error though it may have been carried out; it can't be any more."""
+
+    def __init__(self, error: BackendError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class Abandoned(Exception):  # noqa: N818 - likewise

@@ -12,9 +12,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from stepclaim._core.claims import look, seen
-from stepclaim._core.ops import Action, Compare, Get, Program, Put, Txn, TxnReply, read_prefix
-from stepclaim._core.records import VERSION, ClaimRecord, Payload, StepRow, Stored, decode, encode
-from stepclaim.errors import OutcomeUnknownError
+from stepclaim._core.ops import Action, Compare, Get, Program, Put, Range, Txn, TxnReply, read_prefix
+from stepclaim._core.records import VERSION, ClaimRecord, Payload, StepRow, Stored, decode, encode, stored
+from stepclaim.errors import OutcomeUnknownError, ResourceExhaustedError
 from stepclaim.models import ClaimState
 
 if TYPE_CHECKING:
@@ -71,7 +71,17 @@ def update(
         change = yield from decide(view)
         if change is None:
             return view
-        reply = yield from Txn(compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row)))
+        try:
+            reply = yield from Txn(
+                compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row))
+            )
+        except ResourceExhaustedError as full:  # the write that fills etcd's space is answered so, and carried out
+            page = yield from Range(key=ref.row, range_end=b"")  # not in a transaction: etcd may refuse those now
+            row = stored(page.kvs[0], StepRow) if page.kvs else None
+            if row is None or row.record.write_id != write_id:
+                full.definite = True
+                raise
+            return Written(row.record, row.kv.mod_revision, change.payload)
         if reply.succeeded:
             return Written(change.row, reply.revision, change.payload, reply)
         before, view = view, seen(reply.found)

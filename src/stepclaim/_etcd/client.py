@@ -9,10 +9,10 @@ import grpc
 from etcd3 import etcdrpc
 from tenacity import Retrying
 
-from stepclaim._core.ops import InDoubt
+from stepclaim._core.ops import Answered, InDoubt
 from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, attempt_timeout, final_error
 from stepclaim._etcd.retry import Failed, policy
-from stepclaim.errors import StoreClosedError
+from stepclaim.errors import ResourceExhaustedError, StoreClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,8 +84,11 @@ class Client:
                     raise
             return Retrying(**rules)(attempt), in_doubt
         except Failed as failed:
+            error = failed.failure.error
             if fenced and not failed.failure.definite:
-                raise InDoubt from failed
+                raise (Answered(error) if isinstance(error, ResourceExhaustedError) else InDoubt()) from failed
+            if isinstance(error, ResourceExhaustedError):
+                raise error from failed.__cause__
             raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
 
     def _log_in(self, member: Member, timeout: float) -> None:

@@ -144,10 +144,13 @@ def classify(error: grpc.RpcError, endpoint: str) -> Failure:
         return Failure(RecordTooLargeError(f"{where} refuses a transaction of this size: {said}; write less at once"))
     if code is Code.RESOURCE_EXHAUSTED:
         crowded = "too many requests" in low
+        # the transaction that crosses the quota is carried out, and answered with the same error as those after it
+        definite = "space exceeded" not in low
         advice = "" if crowded else "; free space (compact, defragment, disarm the alarm) or raise its limits"
         return Failure(
-            ResourceExhaustedError(f"{where} is out of resources: {said}{advice}", code=name, definite=True),
+            ResourceExhaustedError(f"{where} is out of resources: {said}{advice}", code=name, definite=definite),
             transient=crowded,
+            definite=definite,
         )
     if code is Code.OUT_OF_RANGE and "compacted" in low:
         return Failure(Compacted(said))
