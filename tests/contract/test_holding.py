@@ -230,6 +230,17 @@ async def test_claims_of_one_step_that_others_ended_do_not_pile_up(open_store: O
     assert len(remembered(store)) <= 2
 
 
+@pytest.mark.parametrize("kind", ["memory-threads", "memory-asyncio"])
+async def test_the_payloads_of_claims_that_others_ended_are_not_kept_all(open_store: OpenStore) -> None:
+    """A worker whose claims others end sees none of it: what it keeps to save a read must have a limit in bytes."""
+    store, other = await open_store(), await open_store()
+    for number in range(200):
+        await store.claim_step(RUN, f"s{number}", input_json="x" * 200_000)
+        await other.release_step_claim(RUN, f"s{number}")
+    kept = [each.payload for each in remembered(store) if each.payload is not None]
+    assert sum(len(each.input or "") for each in kept) <= 16_000_000
+
+
 async def test_a_lost_claim_is_remembered_without_its_payload(open_store: OpenStore) -> None:
     store, other = await open_store(), await open_store()
     claim = await store.claim_step(RUN, "a", input_json="x" * 1000)

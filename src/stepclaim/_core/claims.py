@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 
-from stepclaim._core.context import Holding, View
+from stepclaim._core.context import Holding, View, small
 from stepclaim._core.keys import StepKeys, last_segment, run_name
 from stepclaim._core.ops import (
     Abandoned,
@@ -165,7 +165,7 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             )
             holding = Holding(claim, record)
             if begun is not None:
-                holding.row, holding.row_revision, holding.payload = begun.row, token, begun.payload
+                holding.row, holding.row_revision, holding.payload = begun.row, token, small(begun.payload)
             ctx.remember(ref, holding)
             return claim
         if reply.found[0] is not None:

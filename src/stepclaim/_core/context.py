@@ -27,6 +27,9 @@ _CLAIMS_A_STEP = 2
 """More than the newest, because threads may come to remember theirs in another order than etcd gave them."""
 
 
+_KEPT_CHARACTERS = 8192
+
+
 class Holding(Struct):
     """A claim that this store took, with what it wrote: the next write need not read first."""
 
@@ -35,6 +38,14 @@ class Holding(Struct):
     row: StepRow | None = None
     row_revision: int = 0
     payload: Payload | None = None
+
+
+def small(payload: Payload | None) -> Payload | None:
+    """Give a payload that is worth keeping to save a read; a large one is read again when it is needed."""
+    if payload is None:
+        return None
+    texts = (payload.input, payload.output, payload.error, payload.trace)
+    return payload if sum(len(each) for each in texts if each) <= _KEPT_CHARACTERS else None
 
 
 class View(Struct, frozen=True):

@@ -233,8 +233,13 @@ def _same_result(ref: StepKeys, row: Stored[StepRow] | None, outcome: Outcome) -
 def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | None) -> Program[Stored[Payload] | None]:
     if row is None or not row.record.payload:
         return None
-    if holding is not None and holding.row is not None and holding.row.write_id == row.record.write_id:
-        return None if holding.payload is None else Stored(holding.payload, KeyValue(b"", b"", 0, 0))
+    if (
+        holding is not None
+        and holding.payload is not None
+        and holding.row is not None
+        and holding.row.write_id == row.record.write_id
+    ):
+        return Stored(holding.payload, KeyValue(b"", b"", 0, 0))
     page = yield from Range(key=ref.payload(row.record.attempt), range_end=b"")
     return stored(page.kvs[0], Payload) if page.kvs else None
 

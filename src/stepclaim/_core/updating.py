@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from stepclaim._core.claims import look, seen
+from stepclaim._core.context import small
 from stepclaim._core.ops import Action, Compare, Get, Program, Put, Range, Txn, TxnReply, read_prefix
 from stepclaim._core.records import VERSION, ClaimRecord, Payload, StepRow, Stored, decode, encode, stored
 from stepclaim.errors import OutcomeUnknownError, ResourceExhaustedError
@@ -131,4 +132,4 @@ def seal(ctx: Context, ref: StepKeys, claim: Stored[ClaimRecord] | None, row: St
 def note(ctx: Context, ref: StepKeys, holding: Holding | None, written: Written) -> None:
     """Keep what was written to a claimed step, so that the next write needs no read."""
     if holding is not None and ctx.holding(ref, holding.claim.fencing_token) is holding:
-        holding.row, holding.row_revision, holding.payload = written.row, written.row_revision, written.payload
+        holding.row, holding.row_revision, holding.payload = written.row, written.row_revision, small(written.payload)

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from stepclaim.abc import RunId
 
 
+_TOLD = (b"steps", b"claims", b"dispatches")
+"""The parts of a run that are told by step; its record and control besides. Payloads and earlier attempts are not."""
+
+
 class Cursor:
     """One watcher's place in a run's history. Revisions that were told are never told again."""
 
@@ -103,6 +107,8 @@ class Cursor:
         if part == b"control" and kv is not None:
             control = decode(kv, ControlRow)
             return ControlChanged(at, run_id, control.cancel_requested, control.timed_out_at is not None)
+        if part not in _TOLD:
+            return None
         step_key = last_segment(rest)
         if part == b"steps":
             if kv is None:
@@ -111,11 +117,9 @@ class Cursor:
             return StepChanged(at, run_id, step_key, row.status, row.attempt, row.owner)
         if part == b"claims":
             return ClaimEnded(at, run_id, step_key) if kv is None else _claim(at, run_id, step_key, kv)
-        if part == b"dispatches":
-            if kv is None:
-                return DispatchEnded(at, run_id, step_key)
-            return StepDispatched(at, run_id, step_key, decode(kv, DispatchRow).job)
-        return None
+        if kv is None:
+            return DispatchEnded(at, run_id, step_key)
+        return StepDispatched(at, run_id, step_key, decode(kv, DispatchRow).job)
 
 
 def _claim(at: int, run_id: str, step_key: str, kv: KeyValue) -> RunEvent:
