@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from servers import EtcdServer
 
 SOAK = os.environ.get("STEPCLAIM_HYPOTHESIS") == "soak"
-EXAMPLES = {"threads": 100, "asyncio": 50}
+EXAMPLES = {"threads": 90, "asyncio": 40}
 MOST_PARTS = 25
 
 settings.register_profile(

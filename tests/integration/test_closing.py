@@ -514,6 +514,31 @@ async def test_an_opening_that_is_cancelled_and_fails_later_makes_no_noise(
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
+@pytest.mark.parametrize("at", ["LeaseGrant", "Txn", "nothing"])
+async def test_an_opening_that_is_cancelled_as_its_loop_ends_leaves_nothing_behind(
+    etcd: EtcdServer, proxy: EtcdProxy, prefix: str, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    """Nobody is left in the loop to close what the thread opens, or to hear that it could not be opened."""
+    before = session_threads()
+    begun = proxy.drop_reply(at, 1, "silence").happened if at != "nothing" else None
+    if begun is None:
+        proxy.blackhole(True)
+
+    async def cancelled() -> None:
+        opening = asyncio.create_task(opened(proxy.endpoint, prefix=prefix, attempt_timeout=0.4, timeout=3.0))
+        await asyncio.to_thread(eventually, lambda: begun.is_set() if begun else proxy._connections)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+
+    await asyncio.to_thread(lambda: asyncio.run(cancelled()))
+    await asyncio.to_thread(eventually, lambda: session_threads() <= before, 15)
+    await asyncio.to_thread(
+        eventually, lambda: not etcd.etcdctl("get", "--prefix", f"{prefix}/sessions/", "--keys-only").split(), 15
+    )
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
 async def opened(endpoint: str, **options: Any) -> AsyncEtcdRunStore:
     return await AsyncEtcdRunStore.connect(endpoint, **options)
 
