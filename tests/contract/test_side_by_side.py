@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from servers import EtcdServer
 
 SOAK = os.environ.get("STEPCLAIM_HYPOTHESIS") == "soak"
-EXAMPLES = {"threads": 90, "asyncio": 40}
+EXAMPLES = {"threads": 80, "asyncio": 40}
 MOST_PARTS = 25
 
 settings.register_profile(
@@ -207,6 +207,8 @@ def stories(draw: st.DrawFn) -> list[Call]:
                 [claim, retry, claim, retry, skip, reset, claim],
                 [claim, ("try_record_dispatch", run_id, other), ("complete_step", Earlier(0), "Failed", [step, other])],
                 [claim, ("release_step_claim", run_id, step), claim, ("complete_step", Earlier(1), "Succeeded")],
+                [claim, ("release_step_claim", run_id, step), ("complete_step", Earlier(0), "Failed")],
+                [claim, ("release_step_claim", run_id, step), ("defer_step", Earlier(0))],
                 [
                     ("start_run", flow, "Flow", run_id, trigger),
                     ("complete_run", run_id, "Failed"),

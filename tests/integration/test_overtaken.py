@@ -19,6 +19,7 @@ from proxy import EtcdProxy
 from servers import EtcdServer, eventually
 from stepclaim import (
     AsyncEtcdRunStore,
+    BackendError,
     ClaimLostError,
     CorruptRecordError,
     DeadlineExceededError,
@@ -430,10 +431,14 @@ async def test_a_read_is_never_in_doubt(open_store: Open, other: AnyStore, proxy
 
 
 class Muddle(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Passes all calls on to etcd; answers `spoiled` transactions with an error once etcd has carried them out."""
+    """Passes all calls on to etcd; answers `spoiled` transactions with an error once etcd has carried them out.
+
+    With `crowded` it refuses all transactions that follow, and etcd sees nothing of them.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.spoiled = 0
+        self.crowded = False
         self.answer = grpc.StatusCode.INTERNAL, "transport: something broke"
         self._lock = threading.Lock()
         self._channel = grpc.insecure_channel(endpoint)
@@ -445,6 +450,8 @@ class Muddle(grpc.GenericRpcHandler):  # type: ignore[misc]
             return grpc.stream_stream_rpc_method_handler(lambda requests, _: pass_on(requests), bytes, bytes)
 
         def answer(request: bytes, context: Any) -> Any:
+            if method.endswith("/Txn") and self.crowded and not self.spoiled:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
             reply = self._channel.unary_unary(method, bytes, bytes)(request, timeout=5)
             with self._lock:
                 spoil = method.endswith("/Txn") and self.spoiled > 0
@@ -525,3 +532,29 @@ async def test_an_error_after_the_commit_of_a_write_is_told_as_unknown(
             assert unknown.definite is False  # noqa: PT017 - either answer is right
     assert await other.get_dispatched_step_keys(RUN) == {"d", "n"}
     assert await store.complete_step(claim, "Succeeded", dispatch=["n"]) == {"n"}
+
+
+@pytest.mark.parametrize("call", ["dispatch", "complete", "complete, then retried"])
+async def test_a_refusal_after_a_lost_reply_does_not_say_that_nothing_was_written(
+    muddle: tuple[Muddle, str], open_store: Open, other: AnyStore, call: str
+) -> None:
+    between, endpoint = muddle
+    store = await open_store(endpoint, timeout=2.0)
+    claim = await store.claim_step(RUN, "a")
+    between.answer = grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out"
+    between.crowded = True
+    between.spoiled = 1
+    writing = asyncio.ensure_future(
+        store.try_record_dispatch(RUN, "d")
+        if call == "dispatch"
+        else store.complete_step(claim, "Succeeded", dispatch=["d"])
+    )
+    await asyncio.to_thread(eventually, lambda: between.spoiled == 0)
+    if call == "complete, then retried":
+        await other.retry_step(RUN, "a")
+    try:
+        assert await writing in (True, {"d"})
+    except BackendError as told:
+        assert told.definite is False, told  # noqa: PT017 - either answer is right
+    between.crowded = False
+    assert await other.get_dispatched_step_keys(RUN) == {"d"}

@@ -84,7 +84,7 @@ def test_etcds_own_clock_may_run_out_first(said: str) -> None:
         (Code.INTERNAL, "Received RST_STREAM with error code 2", DeadlineExceededError, True, False),
         (Code.CANCELLED, "Channel closed!", DeadlineExceededError, True, False),
         (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests", ResourceExhaustedError, True, True),
-        (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", ResourceExhaustedError, False, True),
+        (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", ResourceExhaustedError, False, False),
         (Code.PERMISSION_DENIED, "etcdserver: permission denied", PermissionDeniedError, False, True),
         (Code.UNAUTHENTICATED, "etcdserver: invalid auth token", AuthenticationError, True, True),
         (Code.INVALID_ARGUMENT, "etcdserver: authentication failed, bad password", AuthenticationError, False, True),

@@ -15,7 +15,7 @@ from stepclaim._core.claims import look, seen
 from stepclaim._core.context import small
 from stepclaim._core.ops import Action, Compare, Get, Program, Put, Range, Txn, TxnReply, read_prefix
 from stepclaim._core.records import VERSION, ClaimRecord, Payload, StepRow, Stored, decode, encode, stored
-from stepclaim.errors import OutcomeUnknownError, ResourceExhaustedError
+from stepclaim.errors import BackendError, OutcomeUnknownError, ResourceExhaustedError
 from stepclaim.models import ClaimState
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def update(
                 compares=change.compares, success=change.actions, failure=(Get(ref.claim), Get(ref.row))
             )
         except ResourceExhaustedError as full:  # the write that fills etcd's space is answered so, and carried out
-            page = yield from Range(key=ref.row, range_end=b"")  # not in a transaction: etcd may refuse those now
+            try:
+                page = yield from Range(key=ref.row, range_end=b"")  # not in a transaction: etcd may refuse those now
+            except BackendError as error:
+                raise _unknown(ref, error.code) from error
             row = stored(page.kvs[0], StepRow) if page.kvs else None
             if row is None or row.record.write_id != write_id:
                 full.definite = True
@@ -92,6 +95,10 @@ def update(
             own = yield from _own_write(ref, write_id, before, view, begins=begins)
             if own is not None:
                 return Written(own.record, own.kv.mod_revision, change.payload)
+
+
+def _unknown(ref: StepKeys, code: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"no answer came that tells whether a write on {ref} took place", code=code)
 
 
 def _own_write(

@@ -51,11 +51,11 @@ class Client:
         deadline passed in doubt, and else the last attempt's error.
         """
         silent = 0
-        in_doubt = False
+        in_doubt = earlier = False
         last: Failure | None = None
 
         def attempt() -> Any:
-            nonlocal silent, in_doubt, last
+            nonlocal silent, in_doubt, earlier, last
             timeout = attempt_timeout(self._settings, deadline, silent, last, fenced=fenced)
             members = self.members
             member = members.current
@@ -68,7 +68,7 @@ class Client:
             except grpc.RpcError as error:
                 last = failure = members.failed(error, member)
                 silent += not failure.definite
-                in_doubt = in_doubt or not failure.definite
+                earlier, in_doubt = in_doubt, in_doubt or not failure.definite
                 raise Failed(failure) from error
             except ValueError as error:  # gRPC's word for a channel that was closed
                 if self.closing:
@@ -87,7 +87,7 @@ class Client:
             error = failed.failure.error
             if fenced and not failed.failure.definite:
                 raise (Answered(error) if isinstance(error, ResourceExhaustedError) else InDoubt()) from failed
-            if isinstance(error, ResourceExhaustedError):
+            if isinstance(error, ResourceExhaustedError) and not earlier:
                 raise error from failed.__cause__
             raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
 
