@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -94,3 +94,21 @@ async def gated(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
     tasks = [asyncio.create_task(wait(call)) for call in calls]
     gate.set()
     return await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
+async def body_of(store: AnyStore, *words: Any, **options: Any) -> AsyncIterator[Any]:
+    """Run a body under either face; with threads, entering and leaving happen in one thread of their own."""
+    manager = store.raw.step(*words, **options)
+    if hasattr(manager, "__aenter__"):
+        async with manager as active:
+            yield active
+        return
+    active = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield active
+    except BaseException as error:
+        if not await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await asyncio.to_thread(manager.__exit__, None, None, None)

@@ -4,12 +4,11 @@ import asyncio
 import functools
 import itertools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from fix_stores import AnyStore, OpenStore
+from fix_stores import AnyStore, OpenStore, body_of
 from servers import EtcdServer
 from stepclaim import ClaimLostError, EtcdRunStore, StepClaimError
 from stepclaim._core import again, claims, context, finishing, retention
@@ -20,24 +19,6 @@ RUN = "r"
 Program = Generator[Op[Any], Any, Any]
 SECRETLY = "file \udc80"
 """A lone surrogate, as `os.fsdecode` makes them of bytes that are no text."""
-
-
-@asynccontextmanager
-async def body_of(store: AnyStore, *words: Any, **options: Any) -> AsyncIterator[Any]:
-    """Run a body under either face; with threads, entering and leaving happen in one thread of their own."""
-    manager = store.raw.step(*words, **options)
-    if hasattr(manager, "__aenter__"):
-        async with manager as active:
-            yield active
-        return
-    active = await asyncio.to_thread(manager.__enter__)
-    try:
-        yield active
-    except BaseException as error:
-        if not await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__):
-            raise
-    else:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
 async def step_of(store: AnyStore, step_key: str) -> Any:

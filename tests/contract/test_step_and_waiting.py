@@ -3,13 +3,11 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from fix_stores import AnyStore, OpenStore
+from fix_stores import AnyStore, OpenStore, body_of
 from servers import eventually
 from stepclaim import ClaimLostError, ClaimTimeoutError, ConfigurationError, StepStatus
 from stepclaim.events import (
@@ -27,24 +25,6 @@ from stepclaim.events import (
 )
 
 RUN = "r"
-
-
-@asynccontextmanager
-async def body_of(store: AnyStore, *words: Any, **options: Any) -> AsyncIterator[Any]:
-    """Run a body under either face; with threads, entering and leaving happen in one thread of their own."""
-    manager = store.raw.step(*words, **options)
-    if hasattr(manager, "__aenter__"):
-        async with manager as active:
-            yield active
-        return
-    active = await asyncio.to_thread(manager.__enter__)
-    try:
-        yield active
-    except BaseException as error:
-        if not await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__):
-            raise
-    else:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
 async def only_step(store: AnyStore) -> Any:

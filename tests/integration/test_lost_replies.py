@@ -5,58 +5,17 @@ dropped, or a request is held until long after its caller was told something.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
-from fix_stores import AnyStore
+from fix_stores import AnyStore, OpenStore
 from proxy import EtcdProxy
 from servers import EtcdServer, eventually
-from stepclaim import AsyncEtcdRunStore, ClaimLostError, EtcdRunStore, OutcomeUnknownError, SessionState
+from stepclaim import AsyncEtcdRunStore, ClaimLostError, OutcomeUnknownError, SessionState
 
 RUN = "r"
 HOWS = ("cut", "silence")
-Open = Callable[..., Awaitable[AnyStore]]
-
-
-@pytest.fixture
-def proxy(etcd: EtcdServer) -> Any:
-    with EtcdProxy(etcd.endpoint) as between:
-        yield between
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-async def open_store(
-    request: pytest.FixtureRequest, proxy: EtcdProxy, prefix: str, threads: ThreadPoolExecutor
-) -> AsyncIterator[Open]:
-    opened: list[AnyStore] = []
-
-    async def open_one(endpoint: str = proxy.endpoint, **options: Any) -> AnyStore:
-        options = {"prefix": prefix, "attempt_timeout": 0.4, "timeout": 8.0, **options}
-        if request.param == "threads":
-            raw: Any = await asyncio.to_thread(lambda: EtcdRunStore.connect(endpoint, **options))
-        else:
-            raw = await AsyncEtcdRunStore.connect(endpoint, **options)
-        opened.append(AnyStore(raw, threads))
-        return opened[-1]
-
-    yield open_one
-    proxy.blackhole(False)
-    for store in opened:
-        await store.close()
-
-
-@pytest.fixture
-async def store(open_store: Open) -> AnyStore:
-    return await open_store()
-
-
-@pytest.fixture
-async def other(open_store: Open, etcd: EtcdServer) -> AnyStore:
-    """Give a store that goes to etcd without the proxy."""
-    return await open_store(etcd.endpoint, owner="other")
 
 
 def keys(etcd: EtcdServer, prefix: str) -> list[str]:
@@ -123,7 +82,7 @@ async def test_a_late_claim_after_a_lost_race_finds_the_door_shut(
 
 
 async def test_a_claim_whose_outcome_stays_unknown_leaves_nothing(
-    open_store: Open, other: AnyStore, proxy: EtcdProxy, etcd: EtcdServer, prefix: str
+    open_store: OpenStore, other: AnyStore, proxy: EtcdProxy, etcd: EtcdServer, prefix: str
 ) -> None:
     """The claim is granted, its reply lost, and then nothing gets through until the deadline."""
     store = await open_store(timeout=1.5, lease_ttl=60)
@@ -146,7 +105,7 @@ async def test_a_claim_whose_outcome_stays_unknown_leaves_nothing(
 
 
 async def test_an_unknown_claim_in_at_most_once_mode_is_undone_too(
-    open_store: Open, other: AnyStore, proxy: EtcdProxy
+    open_store: OpenStore, other: AnyStore, proxy: EtcdProxy
 ) -> None:
     store = await open_store(timeout=1.5, lease_ttl=None)
     fault = proxy.drop_reply("Txn", 1, "silence")
@@ -287,7 +246,7 @@ async def test_runs_and_dispatches(
 
 
 async def test_a_write_that_stays_in_doubt_says_so_by_its_deadline(
-    open_store: Open, other: AnyStore, proxy: EtcdProxy
+    open_store: OpenStore, other: AnyStore, proxy: EtcdProxy
 ) -> None:
     store = await open_store(timeout=1.5)
     claim = await store.claim_step(RUN, "a")
@@ -322,4 +281,30 @@ async def test_a_task_that_is_cancelled_in_its_claim_leaves_none(
             if fault is proxy.hold_request:
                 await asyncio.to_thread(proxy.let_go)
             assert await store.get_claim(RUN, "a") is None
+        assert store.session.state is SessionState.ACTIVE
+
+
+async def test_a_release_that_was_cancelled_is_carried_through_once_etcd_can_be_reached_again(
+    etcd: EtcdServer, proxy: EtcdProxy, prefix: str
+) -> None:
+    """Refused connections are certain to have had no effect; that is no reason to give the release up."""
+    async with AsyncEtcdRunStore.connect(proxy.endpoint, prefix=prefix, lease_ttl=60) as store:
+        claim = await store.claim_step(RUN, "a")
+        assert claim is not None
+        proxy.reset_calls()
+        order = proxy.hold_request("Txn", 1)
+        releasing = asyncio.create_task(store.release_claim(claim))
+        await asyncio.to_thread(eventually, order.happened.is_set)
+        proxy.refuse(True)
+        proxy.cut_all()
+        releasing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+        refused_until = asyncio.get_running_loop().time() + 4.0  # longer than one try in the background
+        while asyncio.get_running_loop().time() < refused_until:
+            assert any("/claims/" in key for key in await asyncio.to_thread(keys, etcd, prefix))
+        proxy.refuse(False)
+        await asyncio.to_thread(
+            eventually, lambda: not any("/claims/" in key for key in keys(etcd, prefix)), 10.0, interval=0.1
+        )
         assert store.session.state is SessionState.ACTIVE

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from fix_stores import AnyStore
+from fix_stores import AnyStore, OpenStore
 from proxy import EtcdProxy
 from servers import EtcdServer, eventually
 from stepclaim import (
@@ -23,7 +23,6 @@ from stepclaim import (
     ClaimLostError,
     CorruptRecordError,
     DeadlineExceededError,
-    EtcdRunStore,
     OutcomeUnknownError,
     SessionState,
 )
@@ -32,45 +31,6 @@ from stepclaim.models import PREREQUISITES_UNMET
 RUN = "r"
 KINDS = ("lost", "held")
 """The transaction was carried out and its reply is lost; or it is held on its way, and arrives when all is over."""
-Open = Callable[..., Awaitable[AnyStore]]
-
-
-@pytest.fixture
-def proxy(etcd: EtcdServer) -> Iterator[EtcdProxy]:
-    with EtcdProxy(etcd.endpoint) as between:
-        yield between
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-async def open_store(
-    request: pytest.FixtureRequest, proxy: EtcdProxy, prefix: str, threads: ThreadPoolExecutor
-) -> AsyncIterator[Open]:
-    opened: list[AnyStore] = []
-
-    async def open_one(endpoint: str = proxy.endpoint, **options: Any) -> AnyStore:
-        options = {"prefix": prefix, "attempt_timeout": 0.4, "timeout": 15.0, **options}
-        if request.param == "threads":
-            raw: Any = await asyncio.to_thread(lambda: EtcdRunStore.connect(endpoint, **options))
-        else:
-            raw = await AsyncEtcdRunStore.connect(endpoint, **options)
-        opened.append(AnyStore(raw, threads))
-        return opened[-1]
-
-    yield open_one
-    proxy.blackhole(False)
-    for store in opened:
-        await store.close()
-
-
-@pytest.fixture
-async def store(open_store: Open) -> AnyStore:
-    return await open_store()
-
-
-@pytest.fixture
-async def other(open_store: Open, etcd: EtcdServer) -> AnyStore:
-    """Give a store that goes to etcd without the proxy."""
-    return await open_store(etcd.endpoint, owner="other")
 
 
 @asynccontextmanager
@@ -389,7 +349,7 @@ async def test_claiming_several_releases_what_was_won_before_one_failed(
 
 
 async def test_claiming_several_releases_what_was_won_before_one_stayed_in_doubt(
-    open_store: Open, other: AnyStore, proxy: EtcdProxy
+    open_store: OpenStore, other: AnyStore, proxy: EtcdProxy
 ) -> None:
     store = await open_store(timeout=2.0, lease_ttl=None)
     async with overtaken(proxy, store.claim_steps(RUN, ["a", "b", "c", "d"]), 3) as claiming:
@@ -418,7 +378,7 @@ async def test_claiming_several_releases_all_when_its_task_is_cancelled(
 # --- reads -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_read_is_never_in_doubt(open_store: Open, other: AnyStore, proxy: EtcdProxy) -> None:
+async def test_a_read_is_never_in_doubt(open_store: OpenStore, other: AnyStore, proxy: EtcdProxy) -> None:
     store = await open_store(timeout=1.5)
     await other.start_run("f", "F", RUN, "manual")
     for nth in range(1, 12):
@@ -490,7 +450,7 @@ MUDDLED = [
 @pytest.mark.parametrize("answer", MUDDLED, ids=["internal", "late", "unknown"])
 @pytest.mark.parametrize("lease_ttl", [30, None])
 async def test_an_error_after_the_commit_leaves_no_claim_that_nobody_knows_of(
-    muddle: tuple[Muddle, str], open_store: Open, other: AnyStore, answer: Any, lease_ttl: float | None
+    muddle: tuple[Muddle, str], open_store: OpenStore, other: AnyStore, answer: Any, lease_ttl: float | None
 ) -> None:
     between, endpoint = muddle
     store = await open_store(endpoint, lease_ttl=lease_ttl)
@@ -514,7 +474,7 @@ async def test_an_error_after_the_commit_leaves_no_claim_that_nobody_knows_of(
 
 @pytest.mark.parametrize("answer", MUDDLED, ids=["internal", "late", "unknown"])
 async def test_an_error_after_the_commit_of_a_write_is_told_as_unknown(
-    muddle: tuple[Muddle, str], open_store: Open, other: AnyStore, answer: Any
+    muddle: tuple[Muddle, str], open_store: OpenStore, other: AnyStore, answer: Any
 ) -> None:
     between, endpoint = muddle
     store = await open_store(endpoint)
@@ -536,7 +496,7 @@ async def test_an_error_after_the_commit_of_a_write_is_told_as_unknown(
 
 @pytest.mark.parametrize("call", ["dispatch", "complete", "complete, then retried"])
 async def test_a_refusal_after_a_lost_reply_does_not_say_that_nothing_was_written(
-    muddle: tuple[Muddle, str], open_store: Open, other: AnyStore, call: str
+    muddle: tuple[Muddle, str], open_store: OpenStore, other: AnyStore, call: str
 ) -> None:
     between, endpoint = muddle
     store = await open_store(endpoint, timeout=2.0)

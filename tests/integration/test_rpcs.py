@@ -10,16 +10,9 @@ from etcd3 import etcdrpc
 
 from fix_stores import AnyStore
 from proxy import EtcdProxy
-from servers import EtcdServer
 from stepclaim import AsyncEtcdRunStore, EtcdRunStore
 
 RUN = "r"
-
-
-@pytest.fixture
-def proxy(etcd: EtcdServer) -> Any:
-    with EtcdProxy(etcd.endpoint) as between:
-        yield between
 
 
 @pytest.fixture(params=["threads", "asyncio"])

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +11,6 @@ from proxy import EtcdProxy
 from servers import EtcdServer, eventually
 from stepclaim import AsyncEtcdRunStore, ClaimLostError, EtcdRunStore, SessionLostError, SessionState
 from stepclaim.session import Session
-
-
-@pytest.fixture
-def proxy(etcd: EtcdServer) -> Iterator[EtcdProxy]:
-    with EtcdProxy(etcd.endpoint) as between:
-        yield between
 
 
 def session_keys(etcd: EtcdServer, prefix: str) -> list[str]:

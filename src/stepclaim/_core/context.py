@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -80,6 +81,8 @@ class Context:
         taken[holding.claim.fencing_token] = holding
         if len(taken) > _CLAIMS_A_STEP:
             taken.pop(min(tuple(taken)), None)
+        with suppress(KeyError):  # another thread may just have dropped the step
+            self._held.move_to_end((ref.run_id, ref.step_key))
         if len(self._held) > MOST_REMEMBERED:
             self._held.popitem(last=False)
 
@@ -115,8 +118,7 @@ class Context:
             return
         if not isinstance(value, str):
             raise ConfigurationError(f"{what} must be a str{' or None' if optional else ''}, not {value!r}")
-        # a character has at most four bytes: most texts need no encoding to be known as small
-        if len(value) * 4 <= self.value_limit and value.isascii():
+        if value.isascii() and len(value) <= self.value_limit:
             return
         try:
             size = len(value.encode())

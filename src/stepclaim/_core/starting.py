@@ -88,7 +88,7 @@ def begin_with(ref: StepKeys, base: Base, row: StepRow, payload: Payload | None)
             puts.append(Put(ref.attempt(old.record.attempt), encode(settled(old), old.kv)))
     else:
         # where earlier attempts are kept there is one with this number or a later row: the number would be used twice
-        compares = (Compare(ref.row, "mod", 0), Compare(ref.attempt(max(base.last_attempt, 0) + 1), "create", 0))
+        compares = (Compare(ref.row, "mod", 0), Compare(ref.attempt(base.next_attempt), "create", 0))
     if payload is not None:
         puts.append(Put(ref.payload(row.attempt), encode(payload)))
     return Begun(compares, tuple(puts), row, payload)

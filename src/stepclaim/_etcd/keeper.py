@@ -8,19 +8,28 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from etcd3 import etcdrpc
+from msgspec.structs import replace
 
 from stepclaim._core.lease import LeaseClock
 from stepclaim._core.ops import Compare, Get, KeyValue, Later, Program, Put, SessionView, Txn, TxnReply
 from stepclaim._core.records import VERSION, SessionRecord, encode
+from stepclaim._etcd.bodies import Bodies
 from stepclaim._etcd.client import Client
 from stepclaim._etcd.perform import run_program
-from stepclaim.errors import BackendError, SessionLostError, StepClaimError, StoreClosedError
+from stepclaim.errors import (
+    BackendError,
+    DeadlineExceededError,
+    ResourceExhaustedError,
+    SessionLostError,
+    StepClaimError,
+    StoreClosedError,
+    UnavailableError,
+)
 from stepclaim.models import SessionState
 from stepclaim.session import Session, boot_time, logger
 
@@ -34,20 +43,9 @@ if TYPE_CHECKING:
 
 AT_MOST_ONCE_SESSION_TTL = 30.0
 _LONGEST_RENEWAL = 2.0
-_LONGEST_SLEEP = 60.0
-_LOOK_EVERY = 1.0
-_LOOKS_A_TRANSACTION = 100
 _CARRY_AGAIN = 0.5
-_CARRIED_FOR = 120.0
-
-
-@dataclass(frozen=True, eq=False)
-class Watched:
-    """A claim whose body runs, and how the body is told."""
-
-    key: bytes
-    claim: StepClaim
-    lost: Callable[[], None]
+_PASSING = (UnavailableError, DeadlineExceededError, ResourceExhaustedError)
+"""What passes by itself, also where the request has certainly had no effect, as a refused connection has none."""
 
 
 class Keeper:
@@ -78,11 +76,9 @@ class Keeper:
         self._ttl = AT_MOST_ONCE_SESSION_TTL if settings.lease_ttl is None else settings.lease_ttl
         self._condition = threading.Condition()
         self._closing = False
-        self._watched: set[Watched] = set()
-        self._look_at = 0.0
-        self._bodies = 0
+        self._bodies = Bodies()
         self._draining = False
-        self._carried: list[tuple[Callable[[], Program[Any]], float]] = []
+        self._carried: list[Callable[[], Program[Any]]] = []
         self._carry_at = 0.0
         self._undone: list[Callable[[], Program[None]]] = []
         self._session: Session | None = None
@@ -143,22 +139,11 @@ class Keeper:
                 self._view = _moved(view, revision)
 
     def watch_claim(self, key: bytes, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
-        """Call back, once, when a claim is found to be lost; asked every few seconds, and when the session ends."""
-        watched = Watched(key, claim, lost)
+        """Call back, once, when a claim is found to be lost; asked each second, and when the session ends."""
+        leave = self._bodies.enter(key, claim, lost)
         with self._condition:
-            if not self._watched:
-                self._look_at = boot_time() + _LOOK_EVERY
-            self._watched.add(watched)
-            self._bodies += 1
             self._condition.notify_all()
-
-        def unwatch() -> None:
-            with self._condition:
-                self._watched.discard(watched)
-                self._bodies -= 1
-                self._condition.notify_all()
-
-        return unwatch
+        return leave
 
     def later(self, later: Later) -> None:
         """Run a program in the background; one that undoes what nobody knows of before the lease is renewed again."""
@@ -166,14 +151,13 @@ class Keeper:
             if later.undo:
                 self._undone.append(later.program)
             else:
-                self._carried.append((later.program, boot_time() + _CARRIED_FOR))
+                self._carried.append(later.program)
             self._condition.notify_all()
 
     def drain(self, deadline: float) -> None:
         """Give no more claims, and wait for the bodies that run to their end."""
-        with self._condition:
-            self._draining = True
-            self._condition.wait_for(lambda: not self._bodies, max(0.0, deadline - time.monotonic()))
+        self._draining = True
+        self._bodies.wait(deadline)
 
     def give_up(self) -> None:
         """Renew no more. Takes no lock: a store that nobody closed is freed at any time, in any thread."""
@@ -198,7 +182,7 @@ class Keeper:
         finally:
             if self._clock is not None:
                 self._clock.revoked()
-            self._tell_lost({each for each in tuple(self._watched) if each.claim.lease_id})
+            self._bodies.session_ended()
             self._client.close()
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -211,9 +195,8 @@ class Keeper:
                 clock = self._clock
                 if clock is not None and not self._undone:
                     now = boot_time()
-                    due = max(0.0, self._look_at - now) if self._watched else _LONGEST_SLEEP
-                    carry = max(0.0, self._carry_at - now) if self._carried else _LONGEST_SLEEP
-                    self._condition.wait(min(clock.wait(now), due, carry))
+                    carry_in = max(0.0, self._carry_at - now) if self._carried else float("inf")
+                    self._condition.wait(min(clock.wait(now), self._bodies.due_in(now), carry_in))
                 if self._closing:
                     return
             try:
@@ -230,9 +213,9 @@ class Keeper:
         assert clock is not None
         if clock.state(boot_time()) is SessionState.LOST:
             self.session._tell_lost()  # noqa: SLF001 - the keeper is the session's other half
-            self._tell_lost({each for each in tuple(self._watched) if each.claim.lease_id})
+            self._bodies.session_ended()
             with self._condition:  # the lease is over: what it may keep alive unknown to anybody ends with it
-                self._carried += [(program, boot_time() + _CARRIED_FOR) for program in self._undone]
+                self._carried += self._undone
                 self._undone.clear()
             self._open_session(time.monotonic() + self._settings.timeout)
             return
@@ -243,30 +226,8 @@ class Keeper:
             self._renew(clock)
         if self._carried and boot_time() >= self._carry_at:
             self._carry_through(time.monotonic() + min(_LONGEST_RENEWAL, clock.granted / 4))
-        if self._watched and boot_time() >= self._look_at:
-            self._look_at = boot_time() + _LOOK_EVERY
-            self._look(tuple(self._watched), min(_LONGEST_RENEWAL, clock.granted / 4))
-
-    def _look(self, watched: tuple[Watched, ...], timeout: float) -> None:
-        """Read whether the claims of running bodies still stand. This only tells bodies; the guards decide."""
-        for first in range(0, len(watched), _LOOKS_A_TRANSACTION):
-            part = watched[first : first + _LOOKS_A_TRANSACTION]
-            gets = tuple(Get(each.key) for each in part)
-            found = run_program(self._client, None, _read(gets), time.monotonic() + timeout)
-            gone = {
-                each
-                for each, kv in zip(part, found, strict=True)
-                if kv is None or kv.mod_revision != each.claim.fencing_token
-            }
-            self._tell_lost(gone)
-
-    def _tell_lost(self, gone: set[Watched]) -> None:
-        for each in gone & self._watched:
-            self._watched.discard(each)
-            try:
-                each.lost()
-            except Exception:  # noqa: BLE001 - logged; the other bodies must be told, too
-                logger.exception("a body could not be told that its claim is lost")
+        if self._bodies.due_in(boot_time()) <= 0:
+            self._bodies.look(self._client, min(_LONGEST_RENEWAL, clock.granted / 4))
 
     def _renew(self, clock: LeaseClock) -> None:
         assert self._view is not None
@@ -340,20 +301,21 @@ class Keeper:
                 self._undone.pop(0)
 
     def _carry_through(self, deadline: float) -> None:
-        """Try once what callers left behind that must end by itself; what etcd refuses for good is dropped."""
-        while self._carried:
-            program, until = self._carried[0]
+        """Try once each what callers left behind that must end by itself; what etcd refuses for good is dropped."""
+        with self._condition:
+            tried, self._carried = self._carried, []
+        for program in tried:
             try:
                 run_program(self._client, self, program(), deadline)
             except BackendError as error:
-                if not error.definite and boot_time() < until:
+                if error.definite and not isinstance(error, _PASSING):
+                    logger.warning("given up in the background: %s", error)
+                    continue
+                with self._condition:
+                    self._carried.append(program)
                     self._carry_at = boot_time() + _CARRY_AGAIN
-                    return
-                logger.warning("given up in the background: %s", error)
-            except StepClaimError as settled:
+            except StepClaimError as settled:  # such as a claim that is lost: there is nothing left to do
                 logger.debug("carried through: %s", settled)
-            with self._condition:
-                self._carried.pop(0)
 
     def _pause(self, seconds: float) -> None:
         with self._condition:
@@ -363,11 +325,6 @@ class Keeper:
 
 def _lease_revoke(member: Member) -> Any:
     return member.lease.LeaseRevoke
-
-
-def _read(gets: tuple[Get, ...]) -> Program[tuple[KeyValue | None, ...]]:
-    reply = yield from Txn(compares=(), success=gets)
-    return reply.found
 
 
 def _register(view: SessionView) -> Program[int]:
@@ -385,16 +342,7 @@ def _register(view: SessionView) -> Program[int]:
 
 
 def _moved(view: SessionView, revision: int, *, created: int = 0) -> SessionView:
-    return SessionView(
-        view.session_id,
-        view.owner,
-        view.key,
-        view.value,
-        view.lease,
-        view.claim_lease,
-        created or view.create_revision,
-        revision,
-    )
+    return replace(view, create_revision=created or view.create_revision, mod_revision=revision)
 
 
 def no_session(session: Session) -> SessionLostError:

@@ -1,11 +1,11 @@
-"""Runs programs against etcd: one driver for threads, one for asyncio, alike line by line."""
+"""Performs programs' operations on etcd, for threads and for asyncio, alike line by line."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from stepclaim._core.driving import drive, drive_async
 from stepclaim._core.ops import (
-    Abandoned,
     Fence,
     Get,
     Later,
@@ -110,26 +110,7 @@ def run_program(
             return _rewritten(op, txn_reply(answer), source)
         return _local(op, source)
 
-    gone: BaseException | None = None
-    try:
-        op = next(program)
-        while True:
-            try:
-                reply = perform(op)
-            except Exception as error:  # noqa: BLE001 - the program decides
-                op = program.throw(error)
-            except BaseException as error:  # noqa: BLE001 - the caller is interrupted: let the program clean up
-                gone = error
-                op = program.throw(Abandoned())
-            else:
-                op = program.send(reply)
-    except StopIteration as stop:
-        result: R = stop.value
-        return result
-    except Abandoned:
-        if gone is None:
-            raise
-        raise gone from None
+    return drive(program, perform)
 
 
 async def run_program_async(
@@ -161,23 +142,4 @@ async def run_program_async(
             return _rewritten(op, txn_reply(answer), source)
         return _local(op, source)
 
-    gone: BaseException | None = None
-    try:
-        op = next(program)
-        while True:
-            try:
-                reply = await perform(op)
-            except Exception as error:  # noqa: BLE001 - the program decides
-                op = program.throw(error)
-            except BaseException as error:  # noqa: BLE001 - the task is cancelled: let the program clean up
-                gone = error
-                op = program.throw(Abandoned())
-            else:
-                op = program.send(reply)
-    except StopIteration as stop:
-        result: R = stop.value
-        return result
-    except Abandoned:
-        if gone is None:
-            raise
-        raise gone from None
+    return await drive_async(program, perform)

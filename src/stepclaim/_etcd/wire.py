@@ -17,7 +17,6 @@ from stepclaim._core.ops import (
     PutOnce,
     Range,
     RangeReply,
-    SessionView,
     Txn,
     TxnReply,
 )
@@ -119,6 +118,3 @@ def split_fence(reply: TxnReply) -> tuple[TxnReply, KeyValue | None]:
     """Take the barrier's own read off a failed fenced transaction's reply."""
     *found, barrier = reply.found
     return TxnReply(reply.succeeded, reply.revision, tuple(found), reply.in_doubt, reply.put), barrier
-
-
-__all__ = ["SessionView", "fence_request", "range_reply", "range_request", "split_fence", "txn_reply", "txn_request"]
