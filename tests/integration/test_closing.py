@@ -257,6 +257,26 @@ async def test_calls_under_way_end_with_an_error_of_the_package(
     assert [end for end in ends if end != "ended" and not isinstance(end, StepClaimError)] == []
 
 
+async def test_a_call_whose_channel_is_closed_beneath_it_is_not_a_cancelled_task(etcd: EtcdServer, prefix: str) -> None:
+    """GRPC ends such a call in asyncio as if the task had been cancelled; whoever awaits it was not."""
+    with EtcdProxy(etcd.endpoint) as between:
+        store = await AsyncEtcdRunStore.connect(between.endpoint, prefix=prefix, timeout=5.0, attempt_timeout=30)
+        between.blackhole(True)
+        calls = [
+            asyncio.ensure_future(call)
+            for call in (store.get_claim(RUN, "a"), store.get_run(RUN), store.record_step_start(RUN, "c", "T"))
+        ]
+        await asyncio.sleep(0)
+        client = store._client
+        assert client is not None
+        await client.close()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(end) for end in ends] == [StoreClosedError] * len(calls)
+        between.blackhole(False)
+        between.cut_all()
+        await store.close()
+
+
 async def test_a_closed_store_says_so_whatever_it_is_asked(open_store: Open) -> None:
     store = await open_store()
     claim = await store.claim_step(RUN, "a")

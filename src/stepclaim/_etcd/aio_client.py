@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,8 @@ class AsyncClient:
                 silent += not failure.definite
                 earlier, in_doubt = in_doubt, in_doubt or not failure.definite
                 raise Failed(failure) from error
-            except grpc.aio.UsageError as error:  # gRPC's word for a channel that was closed
-                if self.closing:
+            except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+                if self.closed_beneath(error):
                     raise StoreClosedError("the store was closed meanwhile: open another one") from error
                 raise
 
@@ -99,6 +100,12 @@ class AsyncClient:
                 raise Failed(failure) from error
         else:
             self.members.logged_in(answer.token)
+
+    def closed_beneath(self, error: BaseException) -> bool:
+        """Tell whether a call ended because the store closed its channel: gRPC says so as if the task was cancelled."""
+        task = asyncio.current_task()
+        ours = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+        return self.closing and not ours
 
     def stop_waiting(self) -> None:
         """End all watch streams: the store is being closed."""

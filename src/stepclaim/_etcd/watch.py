@@ -151,10 +151,9 @@ async def stream_async(
             await asyncio.sleep(PAUSE)
             return
         raise failure.error from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if client.closing and (task is None or not task.cancelling()):
-            return  # gRPC says it in these words when the store, not the task, ended the stream
+    except asyncio.CancelledError as error:
+        if client.closed_beneath(error):
+            return
         raise
     finally:
         client.streams.discard(call)
