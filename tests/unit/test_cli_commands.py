@@ -15,6 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stepclaim import EtcdRunStore, RunStatus, Settings, StepStatus
+from stepclaim._core.ops import prefix_end
+from stepclaim._etcd.client import Client
+from stepclaim._etcd.watch import stream
 from stepclaim.cli import looking
 from stepclaim.cli.app import app
 
@@ -133,14 +136,25 @@ def test_release_asks_on_a_terminal(cluster: Cluster, monkeypatch: pytest.Monkey
 
 
 def test_looking_writes_nothing(cluster: Cluster) -> None:
-    def revision() -> int:
-        answer = json.loads(cluster.etcd.etcdctl("get", "-w", "json", f"{cluster.prefix}/nothing"))
-        return int(answer["header"]["revision"])
+    def put(name: str) -> bytes:
+        key = f"{cluster.prefix}/{name}"
+        cluster.etcd.etcdctl("put", key, "x")
+        return key.encode()
 
-    before = revision()
+    before, began = put("before"), time.monotonic()
     for command in (["runs"], ["show", "old"], ["claims"], ["claims", "old"]):
         cluster.call(*command)
-    assert revision() == before
+    after = put("after")
+    # what etcd itself recorded below the prefix between the two: others use the server, too
+    client = Client(Settings.resolve(cluster.etcd.endpoint, {}))
+    prefix = f"{cluster.prefix}/".encode()
+    written: list[bytes] = []
+    for batch in stream(client, prefix, prefix_end(prefix), 1, began + 60):
+        written += [event.key for event in batch.events]
+        if after in written:
+            break
+    client.close()
+    assert written[written.index(before) :] == [before, after]
 
 
 @pytest.mark.parametrize("command", [["show", "nope"], ["claims", "nope"], ["release", "nope", "a"]])
