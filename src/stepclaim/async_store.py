@@ -92,7 +92,9 @@ class AsyncEtcdRunStore(AsyncRunStore):
             if self._wants_session:
                 await self._open_session(deadline)
             else:
-                await self._perform(runs.ping(self._ctx), deadline, attempts=max(3, len(self._settings.endpoints)))
+                attempts = max(3, len(self._settings.endpoints))
+                ping = runs.ping(self._ctx)
+                await run_program_async(self._client, None, ping, deadline, self._wait_view, attempts=attempts)
         except BaseException:
             await self._client.close()
             raise
@@ -159,17 +161,13 @@ class AsyncEtcdRunStore(AsyncRunStore):
         self._check()
         self._calls += 1
         try:
-            return await self._perform(program, time.monotonic() + (timeout or self._settings.timeout))
+            assert self._client is not None
+            deadline = time.monotonic() + (timeout or self._settings.timeout)
+            return await run_program_async(self._client, self._keeper, program, deadline, self._wait_view)
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
-
-    async def _perform(self, program: Program[R], deadline: float, *, attempts: int = 0) -> R:
-        assert self._client is not None
-        return await run_program_async(
-            self._client, self._keeper, program, deadline, self._wait_view, attempts=attempts
-        )
 
     async def _wait_view(self, deadline: float) -> SessionView:
         assert self._keeper is not None

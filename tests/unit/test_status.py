@@ -1,10 +1,12 @@
 """What a gRPC status means: the error, whether another attempt may do better, whether the request had no effect."""
 
+import time
+
 import grpc
 import pytest
 
 from stepclaim._core.ops import Compacted
-from stepclaim._etcd.channel import final_error
+from stepclaim._etcd.channel import Tries
 from stepclaim._etcd.status import Failure, classify, timed_out
 from stepclaim.errors import (
     AuthenticationError,
@@ -15,6 +17,7 @@ from stepclaim.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from stepclaim.settings import Settings
 
 Code = grpc.StatusCode
 NO_EFFECT = {
@@ -60,7 +63,10 @@ def test_only_what_is_said_before_anything_is_done_counts_as_without_effect(code
     "code", [Code.INTERNAL, Code.UNKNOWN, Code.ABORTED, Code.DATA_LOSS], ids=lambda code: code.name
 )
 def test_a_write_that_ends_without_a_clear_answer_is_in_doubt(code: grpc.StatusCode) -> None:
-    error = final_error(judged(code), in_doubt=True)
+    tries = Tries(Settings(endpoints="host:2379"), time.monotonic() + 10, write=True, fenced=False)
+    failure = judged(code)
+    tries.failed(failure)
+    error = tries.error(failure)
     assert isinstance(error, OutcomeUnknownError)
     assert (error.code, error.definite) == (code.name, False)
 

@@ -153,6 +153,8 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
         except Abandoned:
             yield from Later(partial(_undo, ref, session, value), undo=True)
             raise
+        if reply.fence_moved:
+            continue
         if token:
             claim = StepClaim(
                 run_id=ref.run_id,

@@ -31,7 +31,7 @@ _CLAIMS_A_STEP = 2
 _KEPT_CHARACTERS = 8192
 
 
-class Holding(Struct):
+class Holding(Struct, gc=False):
     """A claim that this store took, with what it wrote: the next write need not read first."""
 
     claim: StepClaim

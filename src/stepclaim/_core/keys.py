@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 KEY_LIMIT = 1000
 _HEX = re.compile(r"[0-9a-fA-F]{32}")
+_PLAIN = re.compile(r"[0-9A-Za-z_.~-]*")
+_KEPT_NAMES = 4096
+"""Runs whose names are kept: most calls are about the same few."""
 
 
 def text(value: object, what: str) -> str:
@@ -33,10 +37,15 @@ def text(value: object, what: str) -> str:
 
 def run_name(run_id: RunId, what: str = "run_id") -> str:
     """Give the canonical text of a run's id: a UUID in lower case with hyphens, any other text as it is."""
+    if not isinstance(run_id, str | UUID):
+        raise ConfigurationError(f"{what} must be a uuid.UUID or a str, not {type(run_id).__name__}: {run_id!r}")
+    return _canonical(run_id, what)
+
+
+@lru_cache(_KEPT_NAMES)
+def _canonical(run_id: str | UUID, what: str) -> str:
     if isinstance(run_id, UUID):
         return str(run_id)
-    if not isinstance(run_id, str):
-        raise ConfigurationError(f"{what} must be a uuid.UUID or a str, not {type(run_id).__name__}: {run_id!r}")
     bare = run_id.replace("urn:", "").replace("uuid:", "").strip("{}").replace("-", "")
     if _HEX.fullmatch(bare):
         return str(UUID(bare))
@@ -45,7 +54,7 @@ def run_name(run_id: RunId, what: str = "run_id") -> str:
 
 def segment(value: str) -> str:
     """Percent-encode one path segment, so that no user's text can leave its place."""
-    return quote(value, safe="")
+    return value if _PLAIN.fullmatch(value) else quote(value, safe="")
 
 
 def last_segment(key: bytes) -> str:

@@ -108,7 +108,7 @@ class Get(Struct, frozen=True, gc=False):
 Action: TypeAlias = Put | PutOnce | Delete | Get
 
 
-class Op(Struct, Generic[R], frozen=True):
+class Op(Struct, Generic[R], frozen=True, gc=False):
     """An operation knows the type of its reply."""
 
     def __iter__(self) -> Generator[Op[Any], Any, R]:
@@ -117,7 +117,7 @@ class Op(Struct, Generic[R], frozen=True):
         return reply
 
 
-class SessionView(Struct, frozen=True):
+class SessionView(Struct, frozen=True, gc=False):
     """The session as a program needs it: who claims, under which lease, behind which barrier."""
 
     session_id: str
@@ -130,7 +130,7 @@ class SessionView(Struct, frozen=True):
     mod_revision: int
 
 
-class TxnReply(Struct):
+class TxnReply(Struct, gc=False):
     """What a transaction did. `found` are the answers to the branch's Gets, in their order, None for a missing key.
 
     `in_doubt`: an earlier attempt at the same transaction was sent and may have been carried out.
@@ -142,6 +142,10 @@ class TxnReply(Struct):
     in_doubt: bool = False
     put: tuple[bool, ...] = ()
     """Of each `PutOnce`, whether it wrote."""
+    fence_moved: bool = False
+    """Nothing was done or read: the fence had moved on. Begin again behind the new one."""
+    barrier: tuple[KeyValue | None, ...] = ()
+    """The session key as it stands, where a fence did not hold and showed it."""
 
 
 class RangeReply(Struct):
@@ -153,7 +157,7 @@ class RangeReply(Struct):
     count: int
 
 
-class Txn(Op[TxnReply], frozen=True, kw_only=True):
+class Txn(Op[TxnReply], frozen=True, kw_only=True, gc=False):
     """One transaction: all compares hold, then all of `success`, else all of `failure`.
 
     With a `fence` it also compares the session's barrier, is never sent twice while its outcome is unknown, and

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-class Record(Struct, kw_only=True, omit_defaults=True, frozen=True):
+class Record(Struct, kw_only=True, omit_defaults=True, frozen=True, gc=False):
     """The root of all records."""
 
     v: int
 
 
-class SessionRecord(Record, kw_only=True, frozen=True):
+class SessionRecord(Record, kw_only=True, frozen=True, gc=False):
     """A live worker."""
 
     owner: str
@@ -34,7 +34,7 @@ class SessionRecord(Record, kw_only=True, frozen=True):
     started_at: datetime
 
 
-class ClaimRecord(Record, kw_only=True, frozen=True):
+class ClaimRecord(Record, kw_only=True, frozen=True, gc=False):
     """Who holds a step; once sealed, what came of it."""
 
     state: ClaimState
@@ -47,7 +47,7 @@ class ClaimRecord(Record, kw_only=True, frozen=True):
     sealed_at: datetime | None = None
 
 
-class StepRow(Record, kw_only=True, frozen=True):
+class StepRow(Record, kw_only=True, frozen=True, gc=False):
     """A step's current attempt, small enough that all of a run's statuses are one range read.
 
     `write_id` is new with every write, so that a writer whose reply was lost recognises its own.
@@ -70,13 +70,13 @@ class StepRow(Record, kw_only=True, frozen=True):
     write_id: str
 
 
-class StatusOnly(Record, kw_only=True, frozen=True):
+class StatusOnly(Record, kw_only=True, frozen=True, gc=False):
     """As much of a step's row as its status needs."""
 
     status: StepStatus
 
 
-class Payload(Record, kw_only=True, frozen=True):
+class Payload(Record, kw_only=True, frozen=True, gc=False):
     """The large texts of one attempt."""
 
     input: str | None = None
@@ -85,7 +85,7 @@ class Payload(Record, kw_only=True, frozen=True):
     trace: str | None = None
 
 
-class RunRow(Record, kw_only=True, frozen=True):
+class RunRow(Record, kw_only=True, frozen=True, gc=False):
     """A run's own record."""
 
     flow_id: str
@@ -102,13 +102,13 @@ class RunRow(Record, kw_only=True, frozen=True):
     write_id: str
 
 
-class ActiveRow(Record, kw_only=True, frozen=True):
+class ActiveRow(Record, kw_only=True, frozen=True, gc=False):
     """An entry in the index of active runs."""
 
     started_at: datetime
 
 
-class ControlRow(Record, kw_only=True, frozen=True):
+class ControlRow(Record, kw_only=True, frozen=True, gc=False):
     """What was asked of a run: its limits, its cancellation, its time-out."""
 
     flow_id: str | None = None
@@ -123,7 +123,7 @@ class ControlRow(Record, kw_only=True, frozen=True):
     timed_out_id: str = ""
 
 
-class IdempotencyRow(Record, kw_only=True, frozen=True):
+class IdempotencyRow(Record, kw_only=True, frozen=True, gc=False):
     """Which run an idempotency key stands for."""
 
     run_id: str
@@ -131,7 +131,7 @@ class IdempotencyRow(Record, kw_only=True, frozen=True):
     write_id: str
 
 
-class DispatchRow(Record, kw_only=True, frozen=True):
+class DispatchRow(Record, kw_only=True, frozen=True, gc=False):
     """An entry in the dispatch ledger."""
 
     job: str | None = None

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 from tenacity import AsyncRetrying
 
-from stepclaim._core.ops import Answered, InDoubt
-from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, attempt_timeout, final_error
+from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, Tries
+from stepclaim._etcd.commit import AsyncCommitter
 from stepclaim._etcd.retry import Failed, policy
-from stepclaim.errors import ResourceExhaustedError, StoreClosedError
+from stepclaim.errors import StoreClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from stepclaim._etcd.status import Failure
     from stepclaim.settings import Settings
+
+R = TypeVar("R")
 
 
 class AsyncClient:
@@ -32,8 +33,26 @@ class AsyncClient:
             grpc.aio.secure_channel,
         )
         self._settings = settings
+        self.committer = AsyncCommitter(self, settings.attempt_timeout)
         self.closing = False
         self.streams: set[Any] = set()
+
+    async def attempt(self, method: Callable[[Member], Callable[..., Any]], request: Any, timeout: float) -> Any:
+        """Ask the member in use once, after logging in where that is needed; raises `Failed`."""
+        members = self.members
+        member = members.current
+        try:
+            if members.needs_login:
+                began = time.monotonic()
+                await self._log_in(member, timeout)
+                timeout = max(0.05, timeout - (time.monotonic() - began))
+            return await method(member)(request, timeout=timeout, metadata=members.metadata)
+        except grpc.RpcError as error:
+            raise Failed(members.failed(error, member)) from error
+        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+            if self.closed_beneath(error):
+                raise StoreClosedError("the store was closed meanwhile: open another one") from error
+            raise
 
     async def call(
         self,
@@ -41,55 +60,49 @@ class AsyncClient:
         request: Any,
         deadline: float,
         *,
+        attempts: int = 0,
+    ) -> Any:
+        """Ask until there is an answer; raises the last attempt's error."""
+        answer, _ = await self.persist(
+            lambda timeout: self.attempt(method, request, timeout), deadline, attempts=attempts
+        )
+        return answer
+
+    async def persist(
+        self,
+        attempt: Callable[[float], Awaitable[R]],
+        deadline: float,
+        *,
         write: bool = False,
         fenced: bool = False,
         attempts: int = 0,
-    ) -> tuple[Any, bool]:
-        """Give the answer, and whether an earlier attempt may have been carried out.
+    ) -> tuple[R, bool]:
+        """Attempt, each time with so many seconds, until it works; tell whether an earlier one may have, too.
 
         Raises `InDoubt` for a fenced write whose outcome is not known, `OutcomeUnknownError` for another write whose
         deadline passed in doubt, and else the last attempt's error.
         """
-        silent = 0
-        in_doubt = earlier = False
-        last: Failure | None = None
+        tries = Tries(self._settings, deadline, write=write, fenced=fenced)
 
-        async def attempt() -> Any:
-            nonlocal silent, in_doubt, earlier, last
-            timeout = attempt_timeout(self._settings, deadline, silent, last, fenced=fenced)
-            members = self.members
-            member = members.current
+        async def once() -> R:
+            timeout = tries.timeout()
             try:
-                if members.needs_login:
-                    began = time.monotonic()
-                    await self._log_in(member, timeout)
-                    timeout = max(0.05, timeout - (time.monotonic() - began))
-                return await method(member)(request, timeout=timeout, metadata=members.metadata)
-            except grpc.RpcError as error:
-                last = failure = members.failed(error, member)
-                silent += not failure.definite
-                earlier, in_doubt = in_doubt, in_doubt or not failure.definite
-                raise Failed(failure) from error
-            except (grpc.aio.UsageError, asyncio.CancelledError) as error:
-                if self.closed_beneath(error):
-                    raise StoreClosedError("the store was closed meanwhile: open another one") from error
+                return await attempt(timeout)
+            except Failed as failed:
+                tries.failed(failed.failure)
                 raise
 
         try:
             try:
-                return await attempt(), False
+                return await attempt(tries.timeout()), False
             except Failed as failed:
+                tries.failed(failed.failure)
                 rules = policy(deadline, fenced=fenced, attempts=attempts)
                 if attempts == 1 or not rules["retry"].predicate(failed):
                     raise
-            return await AsyncRetrying(**rules)(attempt), in_doubt
+            return await AsyncRetrying(**rules)(once), tries.in_doubt
         except Failed as failed:
-            error = failed.failure.error
-            if fenced and not failed.failure.definite:
-                raise (Answered(error) if isinstance(error, ResourceExhaustedError) else InDoubt()) from failed
-            if isinstance(error, ResourceExhaustedError) and not earlier:
-                raise error from failed.__cause__
-            raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
+            raise tries.error(failed.failure) from failed.__cause__
 
     async def _log_in(self, member: Member, timeout: float) -> None:
         try:

@@ -12,6 +12,7 @@ import grpc
 from etcd3 import etcdrpc
 from msgspec import Struct
 
+from stepclaim._core.ops import Answered, InDoubt
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.status import Failure, classify
 from stepclaim.errors import (
@@ -19,6 +20,7 @@ from stepclaim.errors import (
     ConfigurationError,
     DeadlineExceededError,
     OutcomeUnknownError,
+    ResourceExhaustedError,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Member:
         self.endpoint = endpoint
         self.channel = channel
         self.kv = etcdrpc.KVStub(channel)
-        self.txn = self.kv.Txn
+        self.txn = channel.unary_unary("/etcdserverpb.KV/Txn", response_deserializer=etcdrpc.TxnResponse.FromString)
         self.range = self.kv.Range
         self.lease = etcdrpc.LeaseStub(channel)
         self.watch = etcdrpc.WatchStub(channel)
@@ -137,29 +139,57 @@ class Members:
         return failure
 
 
-def attempt_timeout(settings: Settings, deadline: float, silent: int, last: Failure | None, *, fenced: bool) -> float:
-    """Give one attempt's time: short first, so that a silent member costs little, then longer for slow answers.
+class Tries:
+    """One call's attempts: how long each may take, what is known after each, and what its caller is told at the end."""
 
-    `silent` counts the attempts that got no answer, not those that were refused. What is sent during an election is
-    often dropped by etcd: the second attempt is as short as the first, so that it is not waited for after the election.
-    A fenced write leaves a part of the call's time for settling it.
-    """
-    left = deadline - time.monotonic()
-    if left <= 0:
-        late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
-        raise Failed(last or Failure(late))
-    return min(left * 0.6 if fenced else left, settings.attempt_timeout * 2.0 ** min(max(silent - 1, 0), 6))
+    __slots__ = ("_deadline", "_earlier", "_fenced", "_last", "_settings", "_silent", "_write", "in_doubt")
 
+    def __init__(self, settings: Settings, deadline: float, *, write: bool, fenced: bool) -> None:
+        self._settings = settings
+        self._deadline = deadline
+        self._write = write
+        self._fenced = fenced
+        self._silent = 0
+        self._last: Failure | None = None
+        self._earlier = False
+        self.in_doubt = False
+        """An attempt that failed may have been carried out."""
 
-def final_error(failure: Failure, *, in_doubt: bool) -> Exception:
-    """Give the error that ends a call."""
-    error = failure.error
-    if in_doubt and isinstance(error, BackendError):
-        return OutcomeUnknownError(
-            f"the write may or may not have been carried out: {error}; look at what stands before writing again",
-            code=error.code,
-        )
-    return error
+    def timeout(self) -> float:
+        """Give one attempt's time: short first, so that a silent member costs little, then longer for slow answers.
+
+        What counts are the attempts that got no answer, not those that were refused. What is sent during an election
+        is often dropped by etcd: the second attempt is as short as the first, so that it is not waited for after the
+        election. A fenced write leaves a part of the call's time for settling it.
+        """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+            raise Failed(self._last or Failure(late))
+        own = self._settings.attempt_timeout
+        if self._silent > 1:
+            own *= 2.0 ** min(self._silent - 1, 6)
+        return min(left * 0.6 if self._fenced else left, own)
+
+    def failed(self, failure: Failure) -> None:
+        """Take note of an attempt."""
+        self._last = failure
+        self._silent += not failure.definite
+        self._earlier, self.in_doubt = self.in_doubt, self.in_doubt or not failure.definite
+
+    def error(self, failure: Failure) -> Exception:
+        """Give the error that ends the call."""
+        error = failure.error
+        if self._fenced and not failure.definite:
+            return Answered(error) if isinstance(error, ResourceExhaustedError) else InDoubt()
+        if isinstance(error, ResourceExhaustedError) and not self._earlier:
+            return error
+        if self._write and self.in_doubt and isinstance(error, BackendError):
+            return OutcomeUnknownError(
+                f"the write may or may not have been carried out: {error}; look at what stands before writing again",
+                code=error.code,
+            )
+        return error
 
 
 def _credentials(settings: Settings) -> Any:

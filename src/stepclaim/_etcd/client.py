@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from etcd3 import etcdrpc
 from tenacity import Retrying
 
-from stepclaim._core.ops import Answered, InDoubt
-from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, attempt_timeout, final_error
+from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, Tries
+from stepclaim._etcd.commit import Committer
 from stepclaim._etcd.retry import Failed, policy
-from stepclaim.errors import ResourceExhaustedError, StoreClosedError
+from stepclaim.errors import StoreClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stepclaim._etcd.status import Failure
     from stepclaim.settings import Settings
+
+R = TypeVar("R")
 
 
 class Client:
@@ -32,8 +33,26 @@ class Client:
             grpc.secure_channel,
         )
         self._settings = settings
+        self.committer = Committer(self, settings.attempt_timeout)
         self.closing = False
         self.streams: set[Any] = set()
+
+    def attempt(self, method: Callable[[Member], Callable[..., Any]], request: Any, timeout: float) -> Any:
+        """Ask the member in use once, after logging in where that is needed; raises `Failed`."""
+        members = self.members
+        member = members.current
+        try:
+            if members.needs_login:
+                began = time.monotonic()
+                self._log_in(member, timeout)
+                timeout = max(0.05, timeout - (time.monotonic() - began))
+            return method(member)(request, timeout=timeout, metadata=members.metadata)
+        except grpc.RpcError as error:
+            raise Failed(members.failed(error, member)) from error
+        except ValueError as error:  # gRPC's word for a channel that was closed
+            if self.closing:
+                raise StoreClosedError("the store was closed meanwhile: open another one") from error
+            raise
 
     def call(
         self,
@@ -41,55 +60,47 @@ class Client:
         request: Any,
         deadline: float,
         *,
+        attempts: int = 0,
+    ) -> Any:
+        """Ask until there is an answer; raises the last attempt's error."""
+        answer, _ = self.persist(lambda timeout: self.attempt(method, request, timeout), deadline, attempts=attempts)
+        return answer
+
+    def persist(
+        self,
+        attempt: Callable[[float], R],
+        deadline: float,
+        *,
         write: bool = False,
         fenced: bool = False,
         attempts: int = 0,
-    ) -> tuple[Any, bool]:
-        """Give the answer, and whether an earlier attempt may have been carried out.
+    ) -> tuple[R, bool]:
+        """Attempt, each time with so many seconds, until it works; tell whether an earlier one may have, too.
 
         Raises `InDoubt` for a fenced write whose outcome is not known, `OutcomeUnknownError` for another write whose
         deadline passed in doubt, and else the last attempt's error.
         """
-        silent = 0
-        in_doubt = earlier = False
-        last: Failure | None = None
+        tries = Tries(self._settings, deadline, write=write, fenced=fenced)
 
-        def attempt() -> Any:
-            nonlocal silent, in_doubt, earlier, last
-            timeout = attempt_timeout(self._settings, deadline, silent, last, fenced=fenced)
-            members = self.members
-            member = members.current
+        def once() -> R:
+            timeout = tries.timeout()
             try:
-                if members.needs_login:
-                    began = time.monotonic()
-                    self._log_in(member, timeout)
-                    timeout = max(0.05, timeout - (time.monotonic() - began))
-                return method(member)(request, timeout=timeout, metadata=members.metadata)
-            except grpc.RpcError as error:
-                last = failure = members.failed(error, member)
-                silent += not failure.definite
-                earlier, in_doubt = in_doubt, in_doubt or not failure.definite
-                raise Failed(failure) from error
-            except ValueError as error:  # gRPC's word for a channel that was closed
-                if self.closing:
-                    raise StoreClosedError("the store was closed meanwhile: open another one") from error
+                return attempt(timeout)
+            except Failed as failed:
+                tries.failed(failed.failure)
                 raise
 
         try:
             try:
-                return attempt(), False
+                return attempt(tries.timeout()), False
             except Failed as failed:
+                tries.failed(failed.failure)
                 rules = policy(deadline, fenced=fenced, attempts=attempts)
                 if attempts == 1 or not rules["retry"].predicate(failed):
                     raise
-            return Retrying(**rules)(attempt), in_doubt
+            return Retrying(**rules)(once), tries.in_doubt
         except Failed as failed:
-            error = failed.failure.error
-            if fenced and not failed.failure.definite:
-                raise (Answered(error) if isinstance(error, ResourceExhaustedError) else InDoubt()) from failed
-            if isinstance(error, ResourceExhaustedError) and not earlier:
-                raise error from failed.__cause__
-            raise final_error(failed.failure, in_doubt=write and in_doubt) from failed.__cause__
+            raise tries.error(failed.failure) from failed.__cause__
 
     def _log_in(self, member: Member, timeout: float) -> None:
         try:
@@ -115,8 +126,7 @@ class Client:
             return call
 
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
-        answer, _ = self.call(renew, request, time.monotonic() + timeout)
-        return int(answer.TTL)
+        return int(self.call(renew, request, time.monotonic() + timeout).TTL)
 
     def stop_waiting(self) -> None:
         """End all watch streams: the store is being closed."""

@@ -247,7 +247,7 @@ class Keeper:
     def _open_session(self, deadline: float, attempts: int = 0) -> None:
         sent_at = boot_time()
         request = etcdrpc.LeaseGrantRequest(TTL=math.ceil(self._ttl))
-        answer, _ = self._client.call(lambda member: member.lease.LeaseGrant, request, deadline, attempts=attempts)
+        answer = self._client.call(lambda member: member.lease.LeaseGrant, request, deadline, attempts=attempts)
         clock = LeaseClock(sent_at, answer.TTL)
         session_id = f"{self._owner}-{secrets.token_hex(6)}"
         record = SessionRecord(

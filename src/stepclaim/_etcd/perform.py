@@ -18,8 +18,9 @@ from stepclaim._core.ops import (
     TxnReply,
     UntilChanged,
 )
+from stepclaim._etcd.commit import txn
 from stepclaim._etcd.watch import until_changed, until_changed_async
-from stepclaim._etcd.wire import fence_request, range_reply, range_request, split_fence, txn_reply, txn_request
+from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_reply, txn_request
 from stepclaim.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -54,20 +55,14 @@ def writes(op: Txn) -> bool:
     return any(not isinstance(each, Get) for each in op.success)
 
 
-def _txn(member: Member) -> Any:
-    return member.txn
-
-
 def _range(member: Member) -> Any:
     return member.range
 
 
-def _fenced(op: Txn, reply: TxnReply, source: SessionSource | None) -> TxnReply:
-    if op.fence is None or reply.succeeded:
-        return reply
-    reply, barrier = split_fence(reply)
-    if source is not None:
-        source.barrier(op.fence.key, barrier)
+def _noted(op: Txn, reply: TxnReply, source: SessionSource | None, *, in_doubt: bool) -> TxnReply:
+    reply.in_doubt = in_doubt
+    if op.fence is not None and reply.barrier and source is not None:
+        source.barrier(op.fence.key, reply.barrier[0])
     return reply
 
 
@@ -94,20 +89,23 @@ def run_program(
 
     def perform(op: Op[Any]) -> Any:
         if isinstance(op, Txn):
-            answer, in_doubt = client.call(
-                _txn, txn_request(op), deadline, write=writes(op), fenced=op.fence is not None
+            if not writes(op):
+                return txn_reply(client.call(txn, txn_request(op), deadline))
+            reply, in_doubt = client.persist(
+                lambda timeout: client.committer.commit(op, timeout, deadline),
+                deadline,
+                write=True,
+                fenced=op.fence is not None,
             )
-            return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
+            return _noted(op, reply, source, in_doubt=in_doubt)
         if isinstance(op, Range):
-            answer, _ = client.call(_range, range_request(op), deadline, attempts=attempts)
-            return range_reply(answer)
+            return range_reply(client.call(_range, range_request(op), deadline, attempts=attempts))
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or source.wait_view(deadline)
         if isinstance(op, UntilChanged):
             return until_changed(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
-            answer, _ = client.call(_txn, fence_request(op), deadline)
-            return _rewritten(op, txn_reply(answer), source)
+            return _rewritten(op, txn_reply(client.call(txn, fence_request(op), deadline)), source)
         return _local(op, source)
 
     return drive(program, perform)
@@ -126,20 +124,23 @@ async def run_program_async(
 
     async def perform(op: Op[Any]) -> Any:
         if isinstance(op, Txn):
-            answer, in_doubt = await client.call(
-                _txn, txn_request(op), deadline, write=writes(op), fenced=op.fence is not None
+            if not writes(op):
+                return txn_reply(await client.call(txn, txn_request(op), deadline))
+            reply, in_doubt = await client.persist(
+                lambda timeout: client.committer.commit(op, timeout, deadline),
+                deadline,
+                write=True,
+                fenced=op.fence is not None,
             )
-            return _fenced(op, txn_reply(answer, in_doubt=in_doubt), source)
+            return _noted(op, reply, source, in_doubt=in_doubt)
         if isinstance(op, Range):
-            answer, _ = await client.call(_range, range_request(op), deadline, attempts=attempts)
-            return range_reply(answer)
+            return range_reply(await client.call(_range, range_request(op), deadline, attempts=attempts))
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or await wait_view(deadline)
         if isinstance(op, UntilChanged):
             return await until_changed_async(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
-            answer, _ = await client.call(_txn, fence_request(op), deadline)
-            return _rewritten(op, txn_reply(answer), source)
+            return _rewritten(op, txn_reply(await client.call(txn, fence_request(op), deadline)), source)
         return _local(op, source)
 
     return await drive_async(program, perform)

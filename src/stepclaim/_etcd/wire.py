@@ -7,38 +7,14 @@ from typing import TYPE_CHECKING, Any
 from etcd3 import etcdrpc, transactions
 
 from stepclaim._core.keys import Keyspace
-from stepclaim._core.ops import (
-    Action,
-    Compare,
-    Fence,
-    Get,
-    KeyValue,
-    Put,
-    PutOnce,
-    Range,
-    RangeReply,
-    Txn,
-    TxnReply,
-)
+from stepclaim._core.ops import Compare, Fence, Get, KeyValue, Put, Range, RangeReply, SessionView, Txn, TxnReply
+from stepclaim._etcd.encoding import encode_action, encode_op, encode_txn, nested
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stepclaim._core.batching import Batch, Pending
     from stepclaim.models import StepClaim
-
-_TARGETS = {
-    "create": (etcdrpc.Compare.CREATE, "create_revision"),
-    "mod": (etcdrpc.Compare.MOD, "mod_revision"),
-    "value": (etcdrpc.Compare.VALUE, "value"),
-}
-
-
-def compare(each: Compare) -> Any:
-    """Make the message of one condition."""
-    target, name = _TARGETS[each.target]
-    result = etcdrpc.Compare.LESS if each.below else etcdrpc.Compare.EQUAL
-    message = etcdrpc.Compare(result=result, target=target, key=each.key, **{name: each.expected})
-    if each.range_end:
-        message.range_end = each.range_end
-    return message
 
 
 def guard(claim: StepClaim) -> Any:
@@ -47,40 +23,60 @@ def guard(claim: StepClaim) -> Any:
     return transactions.Mod(key) == claim.fencing_token
 
 
-def _action(each: Action) -> Any:
-    if isinstance(each, Put):
-        return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=each.key, value=each.value, lease=each.lease))
-    if isinstance(each, Get):
-        return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=each.key))
-    if isinstance(each, PutOnce):
-        return etcdrpc.RequestOp(
-            request_txn=etcdrpc.TxnRequest(
-                compare=[compare(Compare(each.key, "create", 0))], success=[_action(Put(each.key, each.value))]
-            )
-        )
-    return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=each.key, range_end=each.range_end))
-
-
-def txn_request(op: Txn) -> Any:
+def txn_request(op: Txn) -> bytes:
     """Make a transaction's message; a fenced one also compares the barrier and reads it where it fails."""
-    compares = [compare(each) for each in op.compares]
-    failure = [_action(each) for each in op.failure]
     fence = op.fence
-    if fence is not None:
-        compares.append(compare(Compare(fence.key, "mod", fence.mod_revision)))
-        failure.append(_action(Get(fence.key)))
-    return etcdrpc.TxnRequest(compare=compares, success=[_action(each) for each in op.success], failure=failure)
+    if fence is None:
+        return encode_op(op)
+    return encode_txn(
+        (*op.compares, _unmoved(fence)),
+        map(encode_action, op.success),
+        map(encode_action, (*op.failure, Get(fence.key))),
+    )
 
 
-def fence_request(op: Fence) -> Any:
+def batch_request(batch: Batch) -> bytes:
+    """Make the message of a shared transaction: one nested transaction a member, behind one fence for all."""
+    members = (
+        encode_action(Get(each.op.compares[0].key)) if each.look else nested(encode_op(each.op))
+        for each in batch.members
+    )
+    fence = batch.fence
+    if fence is None:
+        return encode_txn((), members, ())
+    return encode_txn((_unmoved(fence),), members, (encode_action(Get(fence.key)),))
+
+
+def _unmoved(fence: SessionView) -> Compare:
+    return Compare(fence.key, "mod", fence.mod_revision)
+
+
+def batch_replies(batch: Batch, response: Any) -> Sequence[TxnReply | None]:
+    """Read what each member of a shared transaction is told; None for one that another's fence kept back."""
+    revision = response.header.revision
+    if not response.succeeded:
+        moved = TxnReply(False, revision, fence_moved=True, barrier=_found(response.responses))
+        return [moved if each.op.fence else None for each in batch.members]
+    return [
+        _member_reply(member, each, revision) for member, each in zip(batch.members, response.responses, strict=True)
+    ]
+
+
+def _member_reply(member: Pending, response: Any, revision: int) -> TxnReply:
+    if member.look:
+        return TxnReply(False, revision, _found((response,)))
+    nested_response = response.response_txn
+    if member.only_writes and nested_response.succeeded:
+        return TxnReply(True, revision)
+    return _reply(nested_response, revision)
+
+
+def fence_request(op: Fence) -> bytes:
     """Make the message that rewrites the session key while it still is this session's, and reads."""
     session = op.session
-    gets = [_action(each) for each in op.gets]
-    return etcdrpc.TxnRequest(
-        compare=[compare(Compare(session.key, "create", session.create_revision))],
-        success=[_action(Put(session.key, session.value, session.lease)), *gets],
-        failure=gets,
-    )
+    gets = [encode_action(each) for each in op.gets]
+    rewrite = encode_action(Put(session.key, session.value, session.lease))
+    return encode_txn((Compare(session.key, "create", session.create_revision),), (rewrite, *gets), gets)
 
 
 def range_request(op: Range) -> Any:
@@ -94,15 +90,26 @@ def range_request(op: Range) -> Any:
     return request
 
 
-def txn_reply(response: Any, *, in_doubt: bool = False) -> TxnReply:
+def txn_reply(response: Any, *, fenced: bool = False) -> TxnReply:
     """Read what a transaction did: of each read in its branch, the one key or None."""
-    found = tuple(
+    reply = _reply(response, response.header.revision)
+    if fenced and not reply.succeeded:
+        reply.found, reply.barrier = reply.found[:-1], reply.found[-1:]
+    return reply
+
+
+def _reply(response: Any, revision: int) -> TxnReply:
+    responses = response.responses
+    put = tuple(each.response_txn.succeeded for each in responses if each.HasField("response_txn"))
+    return TxnReply(response.succeeded, revision, _found(responses), put=put)
+
+
+def _found(responses: Iterable[Any]) -> tuple[KeyValue | None, ...]:
+    return tuple(
         _kv(each.response_range.kvs[0]) if each.response_range.kvs else None
-        for each in response.responses
+        for each in responses
         if each.HasField("response_range")
     )
-    put = tuple(each.response_txn.succeeded for each in response.responses if each.HasField("response_txn"))
-    return TxnReply(response.succeeded, response.header.revision, found, in_doubt, put)
 
 
 def range_reply(response: Any) -> RangeReply:
@@ -112,9 +119,3 @@ def range_reply(response: Any) -> RangeReply:
 
 def _kv(kv: Any) -> KeyValue:
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
-
-
-def split_fence(reply: TxnReply) -> tuple[TxnReply, KeyValue | None]:
-    """Take the barrier's own read off a failed fenced transaction's reply."""
-    *found, barrier = reply.found
-    return TxnReply(reply.succeeded, reply.revision, tuple(found), reply.in_doubt, reply.put), barrier

@@ -60,13 +60,13 @@ class Work:
     def _count_rpcs(self, store: EtcdRunStore) -> None:
         """Count this store's calls, for clusters that show no metrics of their own."""
         client = store._client  # noqa: SLF001 - the count is the demo's, no store needs it
-        call = client.call
+        attempt = client.attempt
 
-        def counted(*args: Any, **kwargs: Any) -> tuple[Any, bool]:
+        def counted(*args: Any) -> Any:
             self._rpcs += 1
-            return call(*args, **kwargs)
+            return attempt(*args)
 
-        client.call = counted  # type: ignore[method-assign]
+        client.attempt = counted  # type: ignore[method-assign,assignment]
 
 
 def main(connection: Connection[Any, Any], settings: Settings, flow_json: str, step_seconds: float) -> None:

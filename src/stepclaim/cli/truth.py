@@ -100,7 +100,7 @@ def read_history(store: EtcdRunStore, settings: Settings, since: int) -> list[Wr
         return []
     client = Client(Settings.resolve(settings, {"attempt_timeout": _LONGEST_READ}))
     try:
-        told, _ = client.call(_watch(keys, since + 1, last), None, time.monotonic() + _LONGEST_READ)
+        told = client.call(_watch(keys, since + 1, last), None, time.monotonic() + _LONGEST_READ)
     finally:
         client.close()
     writes = []
