@@ -19,6 +19,7 @@ from stepclaim._core.ops import (
     Batch,
     Fence,
     Later,
+    Many,
     Op,
     OpenSession,
     Program,
@@ -154,6 +155,8 @@ class _InMemoryStore:
     def _perform(self, op: Op[Any]) -> Any:
         if isinstance(op, Txn):
             return self.backend.txn(op)
+        if isinstance(op, Many):
+            return [self.backend.txn(each) for each in op.txns]
         if isinstance(op, Range):
             return self.backend.range(op)
         if isinstance(op, OpenSession):

@@ -68,7 +68,7 @@ class Pending:
         self.leads = False
         """Its caller is to send what waits."""
         self.reply: TxnReply | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         """Without a reply and an error it is to be sent alone."""
         self._open = [True]
 

@@ -37,6 +37,7 @@ from stepclaim._core.ops import (
 )
 from stepclaim._core.records import VERSION, ClaimRecord, StepRow, Stored, decode, encode, stored
 from stepclaim._core.starting import Base, Start, base_of
+from stepclaim._core.together import together
 from stepclaim.errors import (
     BackendError,
     ClaimLostError,
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R")
+
+_AT_ONCE = 1000
+"""Claims of one call that are under way at the same time."""
 
 
 def try_claim(ctx: Context, run_id: RunId, step_key: str) -> Program[bool]:
@@ -89,15 +93,17 @@ def wait_for_step(
 
 
 def claim_steps(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Program[dict[str, StepClaim]]:
-    """Claim and start several steps, each by itself."""
+    """Claim and start several steps, each by itself, in as few transactions as they fit into."""
     refs = [ctx.keys.step(run_id, key) for key in dict.fromkeys(_listed(step_keys))]
     start = Start.checked(ctx, "", None, None)
     won: dict[str, StepClaim] = {}
     try:
-        for ref in refs:
-            got = yield from _acquire(ctx, ref, start)
-            if isinstance(got, StepClaim):
-                won[ref.step_key] = got
+        for first in range(0, len(refs), _AT_ONCE):
+            part = refs[first : first + _AT_ONCE]
+            got, errors = yield from together(_acquire(ctx, ref, start) for ref in part)
+            won |= {claim.step_key: claim for claim in got if isinstance(claim, StepClaim)}
+            for error in errors:
+                raise error  # noqa: TRY301 - the first; all others have come to their ends, too
     except Exception:  # nobody is told of the claims that were won before: they must not stay
         for claim in won.values():
             yield from Later(partial(_release, ctx, claim))

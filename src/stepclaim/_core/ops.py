@@ -170,6 +170,12 @@ class Txn(Op[TxnReply], frozen=True, kw_only=True, gc=False):
     fence: SessionView | None = None
 
 
+class Many(Op[list[TxnReply | Exception]], frozen=True, gc=False):
+    """Several transactions, each for itself, that may share; an error stands where its reply would."""
+
+    txns: tuple[Txn, ...]
+
+
 class Fence(Op[TxnReply], frozen=True, kw_only=True):
     """Rewrite the session key: every transaction sent behind its old barrier can't be carried out any more.
 

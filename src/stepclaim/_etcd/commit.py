@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS_LEFT = 3.0
 """Who has less time than for so many attempts goes alone: for the wait in the queue, the flight, and one of its own."""
+
+_PACKS_AT_ONCE = 3
 
 
 def txn(member: Member) -> Any:
@@ -84,15 +87,24 @@ class _Queue:
         entry.look = entry.queued and not entry.looked and entry.claim in self._standing
         return batch.take(entry)
 
+    def timeout(self, deadline: float) -> float:
+        """Give the time of one attempt that leaves some for what may have to follow."""
+        return max(0.0, min(self._attempt_timeout, (deadline - time.monotonic()) / 2))
+
+    def packed(self, ops: Sequence[Txn]) -> tuple[list[Pending | None], list[Batch]]:
+        """Put one caller's transactions together; None for each that goes alone."""
+        now = time.monotonic()
+        entries = [pending(op, now) for op in ops]
+        batches = [Batch(self._most)]
+        for entry in entries:
+            if entry is not None and not batches[-1].take(entry):
+                batches.append(Batch(self._most))
+                batches[-1].take(entry)
+        return entries, batches if batches[0].members else []
+
     def answered(self, batch: Batch, answer: Any) -> list[Pending]:
         """Tell all members what became of them; gives those who are done. The others wait again."""
-        alone = batch.alone
-        replies: Sequence[TxnReply | None]
-        if alone is None:
-            replies = batch_replies(batch, answer)
-        else:
-            replies = [txn_reply(answer, fenced=alone.fence is not None)]
-        done, again = batch.settle(replies)
+        done, again = _settled(batch, answer)
         self._standing = batch.standing()
         for entry in again:
             entry.reopen()
@@ -115,6 +127,17 @@ class _Queue:
             for other in entry.followers:
                 other.error = _own(error, definite=True)
         return batch.everyone
+
+
+def _settled(batch: Batch, answer: Any) -> tuple[list[Pending], list[Pending]]:
+    if batch.alone is None:
+        return batch.settle(batch_replies(batch, answer))
+    return batch.settle([txn_reply(answer, fenced=batch.alone.fence is not None)])
+
+
+def _outcomes(entries: Sequence[Pending | None]) -> list[TxnReply | Exception | None]:
+    """Give what each was told at its first attempt; None for one that still has to go, alone."""
+    return [None if each is None else each.error or each.reply for each in entries]
 
 
 def _lost() -> Failed:
@@ -162,6 +185,24 @@ class Committer:
             raise entry.error
         return self._alone(op, timeout) if entry.reply is None else entry.reply
 
+    def commit_many(self, ops: Sequence[Txn], deadline: float) -> list[TxnReply | Exception | None]:
+        """Attempt one caller's transactions once each, packed together, several packs at a time."""
+        entries, batches = self._queue.packed(ops)
+        timeout = self._queue.timeout(deadline)
+
+        def carry(batch: Batch) -> None:
+            try:
+                _settled(batch, self._client.attempt(txn, _request(batch), timeout))
+            except Failed as error:
+                self._queue.failed(batch, error)
+
+        if len(batches) > 1:
+            with ThreadPoolExecutor(_PACKS_AT_ONCE, "stepclaim-packs") as pool:
+                list(pool.map(carry, batches))
+        elif batches:
+            carry(batches[0])
+        return _outcomes(entries)
+
     def _alone(self, op: Txn, timeout: float) -> TxnReply:
         answer = self._client.attempt(txn, txn_request(op), timeout)
         return txn_reply(answer, fenced=op.fence is not None)
@@ -206,7 +247,7 @@ class Committer:
                     entry.done = True
                     return False
                 if not entry.gate.acquire(timeout=timeout + 1.0):
-                    raise _lost()
+                    raise _lost()  # noqa: TRY301
         except BaseException:
             if not entry.take() and entry.gate.acquire(timeout=timeout + 1.0) and entry.leads:
                 self._busy.release()
@@ -249,6 +290,22 @@ class AsyncCommitter:
         if entry.error is not None:
             raise entry.error
         return await self._alone(op, timeout) if entry.reply is None else entry.reply
+
+    async def commit_many(self, ops: Sequence[Txn], deadline: float) -> list[TxnReply | Exception | None]:
+        """Attempt one caller's transactions once each, packed together, several packs at a time."""
+        entries, batches = self._queue.packed(ops)
+        timeout = self._queue.timeout(deadline)
+        left = iter(batches)
+
+        async def carry() -> None:
+            for batch in left:
+                try:
+                    _settled(batch, await self._client.attempt(txn, _request(batch), timeout))
+                except Failed as error:
+                    self._queue.failed(batch, error)
+
+        await asyncio.gather(*(carry() for _ in batches[:_PACKS_AT_ONCE]))
+        return _outcomes(entries)
 
     async def _alone(self, op: Txn, timeout: float) -> TxnReply:
         answer = await self._client.attempt(txn, txn_request(op), timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stepclaim._core.driving import drive, drive_async
@@ -9,6 +10,7 @@ from stepclaim._core.ops import (
     Fence,
     Get,
     Later,
+    Many,
     Op,
     OpenSession,
     Program,
@@ -24,7 +26,7 @@ from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_
 from stepclaim.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from stepclaim._core.ops import KeyValue
     from stepclaim._etcd.aio_client import AsyncClient
@@ -82,6 +84,58 @@ def _local(op: Op[Any], source: SessionSource | None) -> Any:
     raise TypeError(f"unknown operation {op!r}")
 
 
+def _many(
+    client: Client, source: SessionSource | None, ops: Sequence[Txn], deadline: float
+) -> list[TxnReply | Exception]:
+    def one(op: Txn, first: TxnReply | Exception | None) -> TxnReply | Exception:
+        if isinstance(first, TxnReply):
+            return _noted(op, first, source, in_doubt=False)
+        told = [] if first is None else [first]
+
+        def attempt(timeout: float) -> TxnReply:
+            if told:
+                raise told.pop()
+            return client.committer.commit(op, timeout, deadline)
+
+        try:
+            reply, in_doubt = client.persist(attempt, deadline, write=True, fenced=op.fence is not None)
+        except Exception as error:  # noqa: BLE001 - the program that asked for this one decides
+            return error
+        return _noted(op, reply, source, in_doubt=in_doubt)
+
+    return [one(op, first) for op, first in zip(ops, client.committer.commit_many(ops, deadline), strict=True)]
+
+
+async def _many_async(
+    client: AsyncClient, source: SessionSource | None, ops: Sequence[Txn], deadline: float
+) -> list[TxnReply | Exception]:
+    async def one(op: Txn, first: Exception | None) -> TxnReply | Exception:
+        told = [] if first is None else [first]
+
+        async def attempt(timeout: float) -> TxnReply:
+            if told:
+                raise told.pop()
+            return await client.committer.commit(op, timeout, deadline)
+
+        try:
+            reply, in_doubt = await client.persist(attempt, deadline, write=True, fenced=op.fence is not None)
+        except Exception as error:  # noqa: BLE001 - the program that asked for this one decides
+            return error
+        return _noted(op, reply, source, in_doubt=in_doubt)
+
+    replies: list[TxnReply | Exception | None] = []
+    more: list[tuple[int, Any]] = []
+    for op, first in zip(ops, await client.committer.commit_many(ops, deadline), strict=True):
+        if isinstance(first, TxnReply):
+            replies.append(_noted(op, first, source, in_doubt=False))
+        else:
+            more.append((len(replies), one(op, first)))
+            replies.append(None)
+    for (at, _), reply in zip(more, await asyncio.gather(*(each for _, each in more)), strict=True):
+        replies[at] = reply
+    return [each for each in replies if each is not None]
+
+
 def run_program(
     client: Client, source: SessionSource | None, program: Program[R], deadline: float, *, attempts: int = 0
 ) -> R:
@@ -98,6 +152,8 @@ def run_program(
                 fenced=op.fence is not None,
             )
             return _noted(op, reply, source, in_doubt=in_doubt)
+        if isinstance(op, Many):
+            return _many(client, source, op.txns, deadline)
         if isinstance(op, Range):
             return range_reply(client.call(_range, range_request(op), deadline, attempts=attempts))
         if isinstance(op, OpenSession) and source is not None:
@@ -133,6 +189,8 @@ async def run_program_async(
                 fenced=op.fence is not None,
             )
             return _noted(op, reply, source, in_doubt=in_doubt)
+        if isinstance(op, Many):
+            return await _many_async(client, source, op.txns, deadline)
         if isinstance(op, Range):
             return range_reply(await client.call(_range, range_request(op), deadline, attempts=attempts))
         if isinstance(op, OpenSession) and source is not None:
