@@ -49,7 +49,7 @@ class EtcdRunStore(RunStore):
         self._closing = False
         self._ended = threading.Event()
         self._timeout = settings.timeout
-        self._calls = 0
+        self._calls: set[Program[Any]] = set()
         self._idle = threading.Condition()
         keys = Keyspace(settings.prefix)
         owner = settings.owner_name
@@ -118,16 +118,14 @@ class EtcdRunStore(RunStore):
             raise StoreClosedError("the store is closed: open another one")
 
     def _run(self, program: Program[R], timeout: float | None = None) -> R:
-        self._check()  # before the lock: a forked child's copy of it may be held for ever
-        with self._idle:
-            self._check()
-            self._calls += 1
+        self._calls.add(program)  # before the check, so that a call that passes it is waited for by `close`
         try:
+            self._check()
             return run_program(self._client, self._keeper, program, time.monotonic() + (timeout or self._timeout))
         finally:
-            with self._idle:
-                self._calls -= 1
-                if self._closed and not self._calls:
+            self._calls.discard(program)
+            if self._closed and os.getpid() == self._pid:  # a forked child's copy of the lock may be held for ever
+                with self._idle:
                     self._idle.notify_all()
 
     def _run_later(self, program: Callable[[], Program[Any]]) -> None:

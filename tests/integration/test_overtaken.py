@@ -331,9 +331,10 @@ async def test_who_asks_second_is_told_so(store: AnyStore, other: AnyStore, prox
 # --- several claims --------------------------------------------------------------------------------------------------
 
 
-async def none_held(store: AnyStore) -> None:
+async def held(store: AnyStore, number: int) -> None:
+    """Wait until so many claims are held."""
     deadline = asyncio.get_running_loop().time() + 15
-    while await store.get_claimed_step_keys(RUN):
+    while len(await store.get_claimed_step_keys(RUN)) != number:
         assert asyncio.get_running_loop().time() < deadline
 
 
@@ -344,7 +345,7 @@ async def test_claiming_several_releases_what_was_won_before_one_failed(
     with pytest.raises(CorruptRecordError):
         await store.claim_steps(RUN, ["a", "b", "c", "d"])
     etcd.etcdctl("del", f"{prefix}/runs/{RUN}/claims/c")
-    await none_held(other)
+    await held(other, 0)
     assert set(await other.claim_steps(RUN, ["a", "b", "c", "d"])) == {"a", "b", "c", "d"}
 
 
@@ -352,11 +353,12 @@ async def test_claiming_several_releases_what_was_won_before_one_stayed_in_doubt
     open_store: OpenStore, other: AnyStore, proxy: EtcdProxy
 ) -> None:
     store = await open_store(timeout=2.0, lease_ttl=None)
-    async with overtaken(proxy, store.claim_steps(RUN, ["a", "b", "c", "d"]), 3) as claiming:
-        assert await other.get_claimed_step_keys(RUN) == {"a", "b", "c"}
+    several = [f"s{number}" for number in range(1100)]  # eight shared transactions side by side, then a ninth
+    async with overtaken(proxy, store.claim_steps(RUN, several), 9) as claiming:
+        await held(other, 1100)
         with pytest.raises(OutcomeUnknownError):
             await claiming
-    await none_held(other)
+    await held(other, 0)
 
 
 async def test_claiming_several_releases_all_when_its_task_is_cancelled(
@@ -366,13 +368,13 @@ async def test_claiming_several_releases_all_when_its_task_is_cancelled(
         AsyncEtcdRunStore.connect(proxy.endpoint, prefix=prefix) as store,
         AsyncEtcdRunStore.connect(etcd.endpoint, prefix=prefix) as other,
     ):
-        fault = proxy.drop_reply("Txn", 3, "silence")
+        fault = proxy.drop_reply("Txn", 1, "silence")
         claiming = asyncio.create_task(store.claim_steps(RUN, ["a", "b", "c", "d"]))
         await asyncio.to_thread(eventually, fault.happened.is_set)
         claiming.cancel()
         with pytest.raises(asyncio.CancelledError):
             await claiming
-        await none_held(AnyStore(other, None))  # type: ignore[arg-type]
+        await held(AnyStore(other, None), 0)  # type: ignore[arg-type]
 
 
 # --- reads -----------------------------------------------------------------------------------------------------------

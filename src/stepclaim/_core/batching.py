@@ -41,7 +41,6 @@ class Pending:
         "looked",
         "only_writes",
         "op",
-        "queued",
         "reply",
         "since",
         "size",
@@ -57,8 +56,6 @@ class Pending:
         self.since = since
         self.gate: Any = None
         """What its caller waits at."""
-        self.queued = False
-        """It was made while another transaction was in flight."""
         self.done = False
         self.look = False
         """It only reads the claim key, because somebody seems to have it."""
@@ -123,10 +120,13 @@ class Batch:
     def __init__(self, most: int = MOST_OPERATIONS) -> None:
         self.members: list[Pending] = []
         self.fence: SessionView | None = None
+        self.standing: frozenset[bytes] = frozenset()
+        """The claims that are known to stand, once the answer is there."""
         self._most = most
         self._claims: dict[bytes, Pending] = {}
         self._written: set[bytes] = set()
-        self._read: set[bytes] = set()
+        self._touched: set[bytes] = set()
+        """All keys that members write or look at."""
         self._heaviest = 0
         self._bytes = 0
 
@@ -142,25 +142,23 @@ class Batch:
             if key in self._written or self.full:
                 return False
             self._claims[key] = entry
-            self._read.add(key)
+            self._touched.add(key)
             self.members.append(entry)
             return True
         heaviest = max(self._heaviest, entry.weight)
         if len(self.members) + 1 + heaviest > self._most or self._bytes + entry.size > MOST_BYTES:
             return False
-        if op.fence is not None and self.fence is not None and op.fence.mod_revision != self.fence.mod_revision:
+        if op.fence is not None and self.fence is not None and op.fence != self.fence:
             return False
         written = [action.key for action in op.success if not isinstance(action, Get)]
-        read = [compare.key for compare in op.compares]
-        if not (self._written.isdisjoint(written) and self._written.isdisjoint(read)):
-            return False
-        if not self._read.isdisjoint(written):
+        touched = [each.key for each in (*op.compares, *op.success, *op.failure)]
+        if not (self._written.isdisjoint(touched) and self._touched.isdisjoint(written)):
             return False
         if key is not None:
             self._claims[key] = entry
             self.fence = op.fence
         self._written.update(written)
-        self._read.update(read)
+        self._touched.update(touched)
         self._heaviest = heaviest
         self._bytes += entry.size
         self.members.append(entry)
@@ -172,12 +170,6 @@ class Batch:
         return len(self.members) + max(self._heaviest, 1) >= self._most
 
     @property
-    def alone(self) -> Txn | None:
-        """The transaction that goes as it is, because it is the only one."""
-        only = self.members[0] if len(self.members) == 1 else None
-        return None if only is None or only.look else only.op
-
-    @property
     def everyone(self) -> list[Pending]:
         """All who wait for this."""
         return [each for member in self.members for each in (member, *member.followers)]
@@ -186,32 +178,34 @@ class Batch:
         """Give each its reply; gives back those who have one, and those who have to wait for another transaction."""
         done: list[Pending] = []
         again: list[Pending] = []
+        standing: list[bytes] = []
         for entry, reply in zip(self.members, replies, strict=True):
-            standing = _standing_claim(entry, reply)
+            claim = entry.claim
+            stands = claim is not None and reply is not None and (reply.succeeded or any(reply.found[:1]))
+            if claim is not None and stands:
+                standing.append(claim)
             if entry.look:
                 entry.looked = True
-            entry.reply = None if entry.look and standing is None else reply
+                entry.reply = reply if stands else None
+            else:
+                entry.reply = reply
             (again if entry.reply is None else done).append(entry)
             for other in entry.followers:
-                if reply is not None and standing is not None:
-                    others = (None,) * (len(other.op.failure) - 1)
-                    other.reply = TxnReply(succeeded=False, revision=reply.revision, found=(standing, *others))
-                elif reply is not None and reply.fence_moved:
+                if reply is not None and stands:
+                    other.reply = _lost(entry, reply)
+                elif reply is not None and reply.fence_moved and other.op.fence == self.fence:
                     other.reply = reply
                 (again if other.reply is None else done).append(other)
             entry.followers = []
+        self.standing = frozenset(standing)
         return done, again
 
-    def standing(self) -> frozenset[bytes]:
-        """Name the claims that are known to stand now."""
-        return frozenset(key for key, entry in self._claims.items() if _standing_claim(entry, entry.reply) is not None)
 
-
-def _standing_claim(entry: Pending, reply: TxnReply | None) -> KeyValue | None:
-    if reply is None or entry.claim is None:
-        return None
+def _lost(winner: Pending, reply: TxnReply) -> TxnReply:
+    """Tell the others who made the same claim what they would have read."""
     if not reply.succeeded:
-        return reply.found[0] if reply.found else None
-    written = entry.op.success[0]
+        return TxnReply(succeeded=False, revision=reply.revision, found=reply.found[:1])
+    written = winner.op.success[0]
     assert isinstance(written, Put)
-    return KeyValue(written.key, written.value, reply.revision, reply.revision, written.lease)
+    claim = KeyValue(written.key, written.value, reply.revision, reply.revision, written.lease)
+    return TxnReply(succeeded=False, revision=reply.revision, found=(claim,))

@@ -19,11 +19,18 @@ from msgspec.structs import replace
 from stepclaim._core.batching import MOST_OPERATIONS, Batch, Pending, pending
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.status import Failure
-from stepclaim._etcd.wire import batch_replies, batch_request, txn_reply, txn_request
+from stepclaim._etcd.wire import (
+    batch_replies,
+    batch_request,
+    look_reply,
+    look_request,
+    txn_reply,
+    txn_request,
+)
 from stepclaim.errors import DeadlineExceededError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stepclaim._core.ops import Txn, TxnReply
     from stepclaim._etcd.aio_client import AsyncClient
@@ -41,6 +48,11 @@ def txn(member: Member) -> Any:
     return member.txn
 
 
+def ranged(member: Member) -> Any:
+    """Name the method that reads."""
+    return member.range
+
+
 class _Queue:
     """Who waits, which claims were just seen to stand, and how much this etcd takes at once."""
 
@@ -48,18 +60,23 @@ class _Queue:
         self.waiting: deque[Pending] = deque()
         self._standing: frozenset[bytes] = frozenset()
         self._most = MOST_OPERATIONS
-        self._attempt_timeout = attempt_timeout
+        self.attempt_timeout = attempt_timeout
 
     def entry(self, op: Txn, timeout: float, deadline: float) -> Pending | None:
         """Give a transaction a place; None if it goes alone: for what it does, or because its call is in trouble."""
         now = time.monotonic()
-        if timeout != self._attempt_timeout or deadline - now < _ATTEMPTS_LEFT * timeout:
+        if timeout != self.attempt_timeout or deadline - now < _ATTEMPTS_LEFT * timeout:
             return None
         return pending(op, now)
 
+    def lone(self, op: Txn, reply: TxnReply) -> TxnReply:
+        """Take note of a claim that went alone, for those who have come to wait meanwhile; gives the reply back."""
+        stands = op.fence is not None and (reply.succeeded or any(reply.found[:1]))
+        self._standing = frozenset((op.compares[0].key,)) if stands else frozenset()
+        return reply
+
     def wait(self, entry: Pending) -> None:
         """Have a transaction wait for the next flight."""
-        entry.queued = True
         self.waiting.append(entry)
 
     def batch(self, first: Pending | None = None) -> tuple[Batch, list[Pending]]:
@@ -68,7 +85,7 @@ class _Queue:
         if first is not None:
             self._take(batch, first)
         kept, late = [], []
-        oldest = time.monotonic() - self._attempt_timeout
+        oldest = time.monotonic() - self.attempt_timeout
         for _ in range(len(self.waiting)):
             if batch.full:
                 break
@@ -84,12 +101,12 @@ class _Queue:
         return batch, late
 
     def _take(self, batch: Batch, entry: Pending) -> bool:
-        entry.look = entry.queued and not entry.looked and entry.claim in self._standing
+        entry.look = not entry.looked and entry.claim in self._standing
         return batch.take(entry)
 
     def timeout(self, deadline: float) -> float:
         """Give the time of one attempt that leaves some for what may have to follow."""
-        return max(0.0, min(self._attempt_timeout, (deadline - time.monotonic()) / 2))
+        return max(0.0, min(self.attempt_timeout, (deadline - time.monotonic()) / 2))
 
     def packed(self, ops: Sequence[Txn]) -> tuple[list[Pending | None], list[Batch]]:
         """Put one caller's transactions together; None for each that goes alone."""
@@ -105,7 +122,7 @@ class _Queue:
     def answered(self, batch: Batch, answer: Any) -> list[Pending]:
         """Tell all members what became of them; gives those who are done. The others wait again."""
         done, again = _settled(batch, answer)
-        self._standing = batch.standing()
+        self._standing = batch.standing
         for entry in again:
             entry.reopen()
         self.waiting.extendleft(reversed(again))
@@ -120,7 +137,7 @@ class _Queue:
             failure = error.failure
             if "too many operations" in str(failure.error):
                 self._most = max(2, self._most // 2)
-            if failure.definite and not failure.transient and batch.alone is None:
+            if failure.definite and not failure.transient and len(batch.members) > 1:
                 return batch.everyone
         for entry in batch.members:
             entry.error = _own(error, definite=entry.look)
@@ -129,10 +146,19 @@ class _Queue:
         return batch.everyone
 
 
+def _question(batch: Batch) -> tuple[Callable[[Member], Any], Any]:
+    """Say what is asked for a batch, by which method: one member goes as it would go without all this."""
+    if len(batch.members) > 1:
+        return txn, batch_request(batch)
+    only = batch.members[0]
+    return (ranged, look_request(only.op)) if only.look else (txn, txn_request(only.op))
+
+
 def _settled(batch: Batch, answer: Any) -> tuple[list[Pending], list[Pending]]:
-    if batch.alone is None:
+    if len(batch.members) > 1:
         return batch.settle(batch_replies(batch, answer))
-    return batch.settle([txn_reply(answer, fenced=batch.alone.fence is not None)])
+    only = batch.members[0]
+    return batch.settle([look_reply(answer) if only.look else txn_reply(answer, fenced=only.op.fence is not None)])
 
 
 def _outcomes(entries: Sequence[Pending | None]) -> list[TxnReply | Exception | None]:
@@ -155,10 +181,6 @@ def _own(error: Exception, *, definite: bool) -> Exception:
     return failed
 
 
-def _request(batch: Batch) -> Any:
-    return batch_request(batch) if batch.alone is None else txn_request(batch.alone)
-
-
 class Committer:
     """Shares transactions among threads: one of those who wait carries the others' along."""
 
@@ -169,16 +191,20 @@ class Committer:
 
     def commit(self, op: Txn, timeout: float, deadline: float) -> TxnReply:
         """Attempt a transaction once, alone or with others; raises `Failed`."""
-        entry = self._queue.entry(op, timeout, deadline)
+        queue = self._queue
+        if timeout == queue.attempt_timeout and not queue.waiting and self._busy.acquire(blocking=False):
+            try:
+                return queue.lone(op, self._alone(op, timeout))
+            finally:
+                self._busy.release()
+                self._pass_on()
+        entry = queue.entry(op, timeout, deadline)
         if entry is None:
             return self._alone(op, timeout)
         entry.gate = threading.Lock()
         entry.gate.acquire()
-        if self._busy.acquire(blocking=False):
-            self._lead(entry, timeout)
-        else:
-            self._queue.wait(entry)
-            self._pass_on()  # who led may have gone just before
+        queue.wait(entry)
+        self._pass_on()  # who led may have gone just before
         while not entry.done and self._wait(entry, timeout):
             self._lead(entry, timeout)
         if entry.error is not None:
@@ -192,7 +218,7 @@ class Committer:
 
         def carry(batch: Batch) -> None:
             try:
-                _settled(batch, self._client.attempt(txn, _request(batch), timeout))
+                _settled(batch, self._client.attempt(*_question(batch), timeout))
             except Failed as error:
                 self._queue.failed(batch, error)
 
@@ -213,7 +239,7 @@ class Committer:
         try:
             batch, ready = self._queue.batch(entry)
             try:
-                ready += self._queue.answered(batch, self._client.attempt(txn, _request(batch), timeout))
+                ready += self._queue.answered(batch, self._client.attempt(*_question(batch), timeout))
             except BaseException as error:
                 ready += self._queue.failed(batch, error)
                 if not isinstance(error, Failed):
@@ -268,25 +294,25 @@ class AsyncCommitter:
 
     async def commit(self, op: Txn, timeout: float, deadline: float) -> TxnReply:
         """Attempt a transaction once, alone or with others; raises `Failed`."""
-        entry = self._queue.entry(op, timeout, deadline)
-        if entry is None:
-            return await self._alone(op, timeout)
-        if self._busy:
-            self._queue.wait(entry)
-        else:
+        queue = self._queue
+        if timeout == queue.attempt_timeout and not self._busy:
             self._busy = True
             try:
-                await self._fly(entry, timeout)
+                return queue.lone(op, await self._alone(op, timeout))
             finally:
                 self._busy = False
                 self._go_on(timeout)
-        if not entry.done:
-            entry.gate = asyncio.get_running_loop().create_future()
-            try:
-                await entry.gate
-            except asyncio.CancelledError:
-                entry.take()
-                raise
+        entry = queue.entry(op, timeout, deadline)
+        if entry is None:
+            return await self._alone(op, timeout)
+        entry.gate = asyncio.get_running_loop().create_future()
+        queue.wait(entry)
+        self._go_on(timeout)
+        try:
+            await entry.gate
+        except asyncio.CancelledError:
+            entry.take()
+            raise
         if entry.error is not None:
             raise entry.error
         return await self._alone(op, timeout) if entry.reply is None else entry.reply
@@ -300,7 +326,7 @@ class AsyncCommitter:
         async def carry() -> None:
             for batch in left:
                 try:
-                    _settled(batch, await self._client.attempt(txn, _request(batch), timeout))
+                    _settled(batch, await self._client.attempt(*_question(batch), timeout))
                 except Failed as error:
                     self._queue.failed(batch, error)
 
@@ -320,22 +346,21 @@ class AsyncCommitter:
     async def _fly_on(self, timeout: float) -> None:
         try:
             while self._queue.waiting:
-                await self._fly(None, timeout)
+                await self._fly(timeout)
                 await asyncio.sleep(0)  # those who were answered come back first, and go together
         finally:
             self._busy = False
 
-    async def _fly(self, first: Pending | None, timeout: float) -> None:
-        batch, ready = self._queue.batch(first)
+    async def _fly(self, timeout: float) -> None:
+        batch, ready = self._queue.batch()
         try:
             if batch.members:
-                ready += self._queue.answered(batch, await self._client.attempt(txn, _request(batch), timeout))
+                ready += self._queue.answered(batch, await self._client.attempt(*_question(batch), timeout))
         except BaseException as error:
             ready += self._queue.failed(batch, error)
-            if not isinstance(error, Exception) or (first is not None and not isinstance(error, Failed)):
+            if not isinstance(error, Exception):
                 raise
         finally:
             for each in ready:
-                each.done = True
-                if each.gate is not None and not each.gate.done():
+                if not each.gate.done():
                     each.gate.set_result(None)

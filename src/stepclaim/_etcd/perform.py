@@ -20,7 +20,7 @@ from stepclaim._core.ops import (
     TxnReply,
     UntilChanged,
 )
-from stepclaim._etcd.commit import txn
+from stepclaim._etcd.commit import ranged, txn
 from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_reply, txn_request
 from stepclaim.errors import ConfigurationError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from stepclaim._core.ops import KeyValue
     from stepclaim._etcd.aio_client import AsyncClient
-    from stepclaim._etcd.channel import Member
     from stepclaim._etcd.client import Client
 
 R = TypeVar("R")
@@ -54,11 +53,7 @@ class SessionSource(Protocol):
 
 def writes(op: Txn) -> bool:
     """Whether a transaction can change anything: else it is a read, and is never in doubt."""
-    return any(not isinstance(each, Get) for each in op.success)
-
-
-def _range(member: Member) -> Any:
-    return member.range
+    return op.fence is not None or any(not isinstance(each, Get) for each in op.success)
 
 
 def _noted(op: Txn, reply: TxnReply, source: SessionSource | None, *, in_doubt: bool) -> TxnReply:
@@ -155,7 +150,7 @@ def run_program(
         if isinstance(op, Many):
             return _many(client, source, op.txns, deadline)
         if isinstance(op, Range):
-            return range_reply(client.call(_range, range_request(op), deadline, attempts=attempts))
+            return range_reply(client.call(ranged, range_request(op), deadline, attempts=attempts))
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or source.wait_view(deadline)
         if isinstance(op, UntilChanged):
@@ -192,7 +187,7 @@ async def run_program_async(
         if isinstance(op, Many):
             return await _many_async(client, source, op.txns, deadline)
         if isinstance(op, Range):
-            return range_reply(await client.call(_range, range_request(op), deadline, attempts=attempts))
+            return range_reply(await client.call(ranged, range_request(op), deadline, attempts=attempts))
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or await wait_view(deadline)
         if isinstance(op, UntilChanged):

@@ -71,6 +71,16 @@ def _member_reply(member: Pending, response: Any, revision: int) -> TxnReply:
     return _reply(nested_response, revision)
 
 
+def look_request(op: Txn) -> Any:
+    """Make the message that reads the key of a claim."""
+    return etcdrpc.RangeRequest(key=op.compares[0].key)
+
+
+def look_reply(response: Any) -> TxnReply:
+    """Read what stands there."""
+    return TxnReply(False, response.header.revision, (_kv(response.kvs[0]) if response.kvs else None,))
+
+
 def fence_request(op: Fence) -> bytes:
     """Make the message that rewrites the session key while it still is this session's, and reads."""
     session = op.session
