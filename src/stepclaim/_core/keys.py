@@ -62,7 +62,8 @@ def last_segment(key: bytes) -> str:
     name = key.rpartition(b"/")[2]
     if not name or not name.isascii():
         raise stray(key)
-    return unquote(name.decode())
+    plain = name.decode()
+    return unquote(plain) if "%" in plain else plain
 
 
 def attempt_number(key: bytes) -> int:

@@ -248,7 +248,8 @@ def read_snapshot(prefix: bytes, *, keys_only: bool = False, revision: int = 0) 
                     return kvs, revision or page.revision
                 revision = revision or page.revision
                 start = page.kvs[-1].key + b"\0"
-                size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
-                limit = max(1, min(LARGEST_PAGE, len(page.kvs) * PAGE_BYTES // size))
+                sample = page.kvs[-FIRST_PAGE:]
+                size = sum(len(kv.key) + len(kv.value) for kv in sample)
+                limit = max(1, min(LARGEST_PAGE, len(sample) * PAGE_BYTES // size))
         except Compacted:
             wanted = 0

@@ -12,6 +12,8 @@ from stepclaim.errors import CorruptRecordError
 from stepclaim.models import ClaimState, RunStatus, StepStatus  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from stepclaim._core.ops import KeyValue
 
 VERSION = 1
@@ -159,16 +161,24 @@ _encoder = msgspec.json.Encoder()
 
 def decode(kv: KeyValue, kind: type[T]) -> T:
     """Read a record, or say which key at which revision can't be read."""
+    (record,) = decode_each((kv,), kind)
+    return record
+
+
+def decode_each(kvs: Iterable[KeyValue], kind: type[T]) -> Iterator[T]:
+    """Read many records of a kind, as `decode` does."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
-    try:
-        record: T = decoder.decode(kv.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _corrupt(kv, str(error)) from error
-    if record.v != VERSION:
-        raise _corrupt(kv, f"it has version {record.v}, this stepclaim reads version {VERSION}: use a newer one")
-    return record
+    read = decoder.decode
+    for kv in kvs:
+        try:
+            record: T = read(kv.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise _corrupt(kv, str(error)) from error
+        if record.v != VERSION:
+            raise _corrupt(kv, f"it has version {record.v}, this stepclaim reads version {VERSION}: use a newer one")
+        yield record
 
 
 def stored(kv: KeyValue | None, kind: type[T]) -> Stored[T] | None:

@@ -8,7 +8,7 @@ from stepclaim._core.claims import holder_check
 from stepclaim._core.context import View, view_of
 from stepclaim._core.keys import last_segment
 from stepclaim._core.ops import Compare, Program, read_prefix
-from stepclaim._core.records import VERSION, Payload, StatusOnly, StepRow, decode
+from stepclaim._core.records import VERSION, Payload, StatusOnly, StepRow, decode_each
 from stepclaim._core.starting import Base, Start, base_of, begin_with
 from stepclaim._core.updating import Change, Write, Written, note, seal, update
 from stepclaim.errors import StepConflictError
@@ -100,4 +100,4 @@ def skip(
 def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:
     """Read all steps' statuses as one snapshot."""
     kvs = yield from read_prefix(ctx.keys.run(run_id).below("steps"))
-    return {last_segment(kv.key): decode(kv, StatusOnly).status for kv in kvs}
+    return {last_segment(kv.key): row.status for kv, row in zip(kvs, decode_each(kvs, StatusOnly), strict=True)}
