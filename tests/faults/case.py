@@ -126,11 +126,13 @@ class Case:
 
     def _match(self) -> None:
         taken = Counter((event.step, self.token(event)) for event in self.events if event.call in CLAIMS)
-        for event in self.events:
+        # whichever ended first takes the first claim that may be its: no other order leaves less without one
+        for event in sorted(self.events, key=lambda event: event.returned or 0):
             if event.call not in CLAIMS or event.outcome != Outcome.OK or self.token(event) is not None:
                 continue
             step = self.step(event.step)
-            for life in step.lives if step is not None else ():
+            last = {life.call: life for life in step.lives} if step is not None else {}  # what a call was told of
+            for life in last.values():
                 mine = event.owner is None or life.owner == event.owner
                 if life.held and mine and not taken[life.step, life.token] and self.possible(event, life.token):
                     self.tokens[id(event)] = life.token

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from faults.cluster import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from faults.history import Event, Fact, History
     from faults.tape import Tape
@@ -30,21 +30,6 @@ _KINDS = {
 def look_at(history: History) -> list[str]:
     """Check a history."""
     return [*_watchers(history), *_sessions(history)]
-
-
-def won_twice(history: History, revisions: Sequence[int]) -> bool:
-    """Tell whether a claim that nobody was told of is the first of two that one call won.
-
-    Its reply was lost, and somebody released it before its call asked again: the call won another one, under the same
-    attempt id, and was told of that.
-    """
-    made = [
-        (fact.revision, json.loads(fact.value).get("attempt_id"))
-        for fact in history.truth
-        if "/claims/" in fact.key and fact.value is not None and fact.create_revision == fact.revision
-    ]
-    ids = {attempt_id for revision, attempt_id in made if revision in revisions}
-    return bool(ids) and all(sum(attempt_id == other for _, other in made) > 1 for attempt_id in ids)
 
 
 def look_after(tape: Tape, lease_ttl: float | None) -> list[str]:

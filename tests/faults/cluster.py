@@ -30,6 +30,9 @@ PREFIX = "/stepclaim"
 PASSWORD = "password"  # noqa: S105  # of servers that live for a minute
 TOKEN_TTL = 2
 _TRIES = 3
+_FATAL = '"level":"fatal"'
+KNOWN = "panic: unexpected error during txn"
+"""A member before 3.5.5 ends by this if the caller of a transaction that only reads goes away: etcd issue 14110."""
 
 
 class Impossible(Exception):  # noqa: N818  # not an error: what this machine can't do, and why
@@ -136,6 +139,12 @@ class Member:
         process = self.etcd._process
         return process is not None and process.poll() is None
 
+    @property
+    def last_words(self) -> str:
+        """What it said when it ended."""
+        words = [line for line in self.etcd.log_tail(200).splitlines() if line.startswith("panic: ") or _FATAL in line]
+        return words[-1] if words else "without a word"
+
 
 @dataclass
 class Cluster:
@@ -149,6 +158,8 @@ class Cluster:
         self.files: Certificates | None = None
         self.members: tuple[Member, ...] = ()
         self.ports: dict[tuple[str, str], int] = {}
+        self.crashes: list[str] = []
+        """The members that ended by themselves, and why."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -305,9 +316,21 @@ class Cluster:
                         raise
             time.sleep(0.1)
 
+    def revive(self) -> None:
+        """Start members again that ended by themselves."""
+        for member in self.members:
+            if not member.runs:
+                self.crashes.append(f"{member.name} ended by itself: {member.last_words}")
+                member.restart()
+
     def whole(self, timeout: float = 30.0) -> float:
         """Wait until each member answers a linearizable read, and tell how long that took."""
         started = time.monotonic()
+        self.revive()
         for member in self.members:
-            eventually(member.admin.serves, timeout, interval=0.1)
+            try:
+                eventually(member.admin.serves, timeout, interval=0.1)
+            except AssertionError as error:
+                error.add_note(f"{member.name} does not answer. Its log ends:\n{member.etcd.log_tail(15)}")
+                raise
         return time.monotonic() - started

@@ -15,6 +15,15 @@ from stepclaim.embedded import free_ports
 _LOOPBACK = "127.0.0.1"
 
 
+class _ContainerMember(Member):
+    """A member whose process is the engine's."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether its container runs."""
+        return bool(self.etcd.runs)  # type: ignore[attr-defined]
+
+
 class _Container:
     """A member in a container, with the face of an embedded one."""
 
@@ -38,6 +47,16 @@ class _Container:
     def resume(self) -> None:
         """Let it go on."""
         self._container.unpause()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the engine says so."""
+        self._container.reload()
+        return bool(self._container.status == "running")
+
+    def log_tail(self, lines: int) -> str:
+        """Return the last lines of the server's log."""
+        return bytes(self._container.logs(tail=lines)).decode()
 
     def etcdctl(self, *words: str) -> str:
         """Run the container's own etcdctl."""
@@ -83,7 +102,7 @@ class ContainerCluster(Cluster):
             stack.callback(container.stop)
             container.start()
             etcd: Any = _Container(container.get_wrapped_container(), clients[i])
-            members.append(Member(name, etcd, Admin(etcd.endpoint, None, auth=False)))
+            members.append(_ContainerMember(name, etcd, Admin(etcd.endpoint, None, auth=False)))
         self.members = tuple(members)
         for i, member in enumerate(members):
             eventually(member.admin.serves, 40)

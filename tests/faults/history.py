@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-VERSION = 1
+VERSION = 2
 
 
 class Outcome(StrEnum):
@@ -72,10 +72,6 @@ class Event:
     """The owner that the caller's store writes into its claims."""
     timeout: float | None = None
     """The call's deadline, in seconds from `invoked`."""
-    revision_before: int | None = None
-    """A revision that etcd had reached when the call began: everything up to it came before the call."""
-    revision_after: int | None = None
-    """A revision that etcd had not passed when the call ended: everything after it came after the call."""
 
     @property
     def step(self) -> tuple[str, str]:
@@ -111,6 +107,15 @@ class Fact:
 
 
 @dataclass(slots=True)
+class Reading:
+    """A linearizable read of the runner's: what it covers was before `answered`, what it does not after `asked`."""
+
+    asked: int
+    answered: int
+    revision: int
+
+
+@dataclass(slots=True)
 class History:
     """All of it.
 
@@ -124,6 +129,7 @@ class History:
     truth: list[Fact]
     faults: list[Fault] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
     version: int = VERSION
 
     @classmethod
@@ -135,6 +141,7 @@ class History:
         raw["events"] = [_event(each) for each in raw["events"]]
         raw["truth"] = [Fact(**each) for each in raw["truth"]]
         raw["faults"] = [Fault(**each) for each in raw["faults"]]
+        raw["readings"] = [Reading(**each) for each in raw["readings"]]
         return cls(**raw)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -192,7 +199,6 @@ class Recorder:
         *,
         timeout: float | None = None,
         owner: str | None = None,
-        revision_before: int | None = None,
         **args: Any,
     ) -> str:
         """Write that a call begins, and give its name for `returned`. Call it last before the call itself."""
@@ -206,7 +212,7 @@ class Recorder:
             "call": call,
             "args": args,
         }
-        line |= {"timeout": timeout, "revision_before": revision_before, "invoked": time.monotonic_ns()}
+        line |= {"timeout": timeout, "invoked": time.monotonic_ns()}
         self._append(line)
         return name
 
@@ -217,18 +223,16 @@ class Recorder:
         *,
         value: Any = None,
         error: Failure | None = None,
-        revision_after: int | None = None,
         at: int | None = None,
     ) -> None:
         """Write how a call ended. Call it first after the call; `at` is when that was, if something came between."""
         line: dict[str, Any] = {"op": op, "returned": time.monotonic_ns() if at is None else at, "value": value}
-        line |= {"outcome": Outcome(outcome), "error": None if error is None else asdict(error)}
-        self._append(line | {"revision_after": revision_after})
+        self._append(line | {"outcome": Outcome(outcome), "error": None if error is None else asdict(error)})
 
-    def failed(self, op: str, error: BaseException, *, revision_after: int | None = None) -> None:
+    def failed(self, op: str, error: BaseException) -> None:
         """Write that a call raised an error."""
         outcome, failure = judge_error(error)
-        self.returned(op, outcome, error=failure, revision_after=revision_after)
+        self.returned(op, outcome, error=failure)
 
     def _append(self, line: dict[str, Any]) -> None:
         os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")  # one write: lines never mix

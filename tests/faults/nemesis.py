@@ -14,6 +14,7 @@ from etcd3 import etcdrpc
 from faults.cluster import GROUPS, NAMES, Admin, Cluster, Member
 from faults.fleet import Fleet, Worker
 from faults.tape import Tape
+from servers import eventually
 
 Pairs = list[tuple[str, str]]
 
@@ -49,6 +50,8 @@ class Fault:
     """The faults that it can't share a cluster with."""
     hold: ClassVar[tuple[float, float]] = (2.5, 5.0)
     """For how many seconds it lasts, at least and at most."""
+    heals_last: ClassVar[bool] = False
+    """Whether it is undone after all that was done with it: it needs members that answer."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -292,8 +295,10 @@ class NoSpace(Fault):
     """The space quota is reached: etcd takes no writes until space is freed and the alarm disarmed."""
 
     name = "no-space"
+    excludes = frozenset({"disk-full"})  # to defragment takes more room than the small disk has
     needs: ClassVar[dict[str, Any]] = {"quota": 24 << 20}
     hold = (3.0, 5.0)
+    heals_last = True
 
     def inject(self) -> str:
         filler = b"x" * (1 << 20)
@@ -314,6 +319,7 @@ class NoSpace(Fault):
         # what the workers wrote since is told soon; the filler itself is in no watch
         compact = etcdrpc.CompactionRequest(revision=max(tape.safe, revision - 1), physical=True)
         cluster.anyone(lambda admin: admin.call(etcdrpc.KVStub, "Compact", compact, timeout=10))
+        cluster.whole()
         for member in cluster.members:
             defragment(member)
         for alarm in cluster.anyone(lambda admin: admin.call(etcdrpc.MaintenanceStub, "Alarm", _alarms(0))).alarms:
@@ -329,8 +335,10 @@ class DiskFull(Fault):
     """One member's disk is full: it ends, or goes on as a follower that falls behind."""
 
     name = "disk-full"
+    excludes = frozenset({"no-space"})
     needs: ClassVar[dict[str, Any]] = {"small_disk": "m1"}
     hold = (4.0, 6.0)
+    heals_last = True
 
     def inject(self) -> str:
         self.member = self.scene.cluster.member("m1")
@@ -344,8 +352,13 @@ class DiskFull(Fault):
     def heal(self) -> None:
         self.aftermath = ", which it outlived" if self.member.runs else ", of which it ended"
         self.filler.unlink()
+        eventually(self._is_back, 30, interval=0.2)
+
+    def _is_back(self) -> bool:
+        """Ask the member; one that ended, be it only now, is started again."""
         if not self.member.runs:
             self.member.restart()
+        return self.member.admin.serves()
 
 
 class WorkerKill(Fault):

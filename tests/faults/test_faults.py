@@ -78,7 +78,7 @@ def test_a_round_elsewhere(variant: str, seed: int, workload: str, faults: tuple
     ("bug", "seed", "faults", "rules"),
     [
         ("unguarded-completion", 31, ("worker-stop",), {"a result without its claim", "two results"}),
-        ("fresh-attempt-id", 32, ("drop-replies",), {"the loser wrote", "a claim that nobody knows of"}),
+        ("fresh-attempt-id", 33, ("lose-replies",), {"the loser wrote", "a claim that nobody knows of"}),
     ],
     ids=["unguarded-completion", "fresh-attempt-id"],
 )

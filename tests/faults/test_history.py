@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.history import Failure, Fault, History, Outcome, Recorder, judge_error, merge
+from faults.history import Failure, Fault, History, Outcome, Reading, Recorder, judge_error, merge
 from faults.judge import judge, main
 from faults.story import MS, SECOND, clean
 from faults.timeline import draw
@@ -22,6 +22,7 @@ def test_a_history_is_what_was_saved(tmp_path: Path) -> None:
     story = clean()
     story.history.events[0].error = Failure("ClaimLostError", "gone", definite=True)
     story.history.faults.append(Fault(1, "kill", "member-1"))
+    story.history.readings.append(Reading(1, 2, 3))
     story.history.save(tmp_path / "h.json")
     assert History.load(tmp_path / "h.json") == story.history
     (tmp_path / "h.json").write_text('{"version": 9}')
@@ -32,8 +33,8 @@ def test_a_history_is_what_was_saved(tmp_path: Path) -> None:
 def test_a_killed_recorder_loses_nothing_but_its_last_line(tmp_path: Path) -> None:
     path = tmp_path / "w1.jsonl"
     with Recorder(path, "p-1", owner="w1") as recorder:
-        op = recorder.invoke("claim_step", run="r", step="s", timeout=5, revision_before=4)
-        recorder.returned(op, "ok", value={"token": 7}, revision_after=9)
+        op = recorder.invoke("claim_step", run="r", step="s", timeout=5)
+        recorder.returned(op, "ok", value={"token": 7})
         recorder.invoke("complete_step", run="r", step="s", token=7)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op":"half","returned":123')
@@ -45,8 +46,6 @@ def test_a_killed_recorder_loses_nothing_but_its_last_line(tmp_path: Path) -> No
         (2, "complete_step", "unknown"),
         (3, "holds", "lost"),
     ]
-    assert events[0].revision_before == 4
-    assert events[0].revision_after == 9
     assert events[0].timeout == 5
     assert events[1].returned is None
     assert events[2].error == Failure("ClaimLostError", "gone", definite=True)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults.history import Fault, History, Outcome
+from faults.history import Fault, History, Outcome, Reading
 from faults.judge import judge
-from faults.story import BASE, SECOND, Story, change, clean, event, facts
+from faults.story import BASE, MS, SECOND, Story, change, clean, event, facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +60,14 @@ def a_claim_seen_before_it_was_asked_for(story: Story) -> None:
 
 @breaks("out of time")
 def a_claim_at_a_revision_of_before(story: Story) -> None:
-    event(story, "claim_step", "c", 1).revision_before = 30
+    asked = event(story, "claim_step", "c", 1).invoked
+    story.history.readings.append(Reading(asked - 2 * MS, asked - MS, 24))
 
 
 @breaks("out of time")
 def a_claim_at_a_revision_of_after(story: Story) -> None:
-    event(story, "claim_step", "a").revision_after = 8
+    returned = event(story, "claim_step", "a").returned or 0
+    story.history.readings.append(Reading(returned + MS, returned + 2 * MS, 9))
 
 
 @breaks("two winners")
@@ -329,6 +331,61 @@ def test_at_most_once_a_dead_workers_claim_stays() -> None:
     assert rules(story) == {"a claim that nobody knows of"}, "its session lives"
     story.fact(30, "/stepclaim/sessions/w1-s", None)
     assert rules(story) == set()
+
+
+def _twice(story: Story, how: str = "claim_step", value: Any = None, **second: Any) -> None:
+    """Tell of a claim whose reply was lost, which somebody released, and which its call made again."""
+    story.now += 100 * MS
+    asked = story.now
+    story.claimed("w1", "d", 30)
+    story.ended("d", 31)
+    story.call("w2", "release_step_claim", "d")
+    story.claimed("w1", "d", 32, attempt_id="id30" if not second else second["attempt_id"])
+    story.call("w1", how, "d", value=value or {"token": 32, "attempt": 2}).invoked = asked
+
+
+@pytest.mark.parametrize(("how", "value"), [("claim_step", None), ("try_claim_step", True)])
+def test_a_call_may_win_twice_if_its_first_claim_was_released(how: str, value: Any) -> None:
+    story = clean()
+    _twice(story, how, value)
+    assert judge(story.history) == []
+    story = clean()
+    _twice(story, how, value, attempt_id="fresh")
+    assert "the loser wrote" in rules(story), "another attempt is another call"
+
+
+def test_of_two_calls_by_one_owner_the_one_that_ended_first_won_first() -> None:
+    story = clean()
+    asked = story.now
+    story.now += 50 * MS
+    story.claimed("w1", "d", 30)
+    story.call("w1", "try_claim_step", "d", value=True)
+    story.ended("d", 31)
+    story.call("w1", "release_step_claim", "d")
+    story.claimed("w1", "d", 32)
+    story.call("w1", "try_claim_step", "d", value=True).invoked = asked  # it waited through the whole of the other
+    story.history.events.sort(key=lambda each: each.invoked)
+    assert judge(story.history) == []
+
+
+def test_a_call_may_lose_if_its_claim_was_released_before_it_was_answered() -> None:
+    def told(*, returned: int = 0) -> Story:
+        story = clean()
+        asked = story.now
+        story.claimed("w1", "d", 30)
+        story.now += 50 * MS
+        story.ended("d", 31)
+        story.call("w2", "release_step_claim", "d")
+        story.claim("w2", "d", 32)
+        refused = story.call("w1", "claim_step", "d", "refused")
+        refused.invoked, refused.returned = asked, asked + returned if returned else refused.returned
+        return story
+
+    assert judge(told().history) == []
+    assert "the loser wrote" in rules(told(returned=20 * MS)), "it stood when the call was answered"
+    unasked = told()
+    unasked.history.events.remove(event(unasked, "release_step_claim", "d"))
+    assert "the loser wrote" in rules(unasked), "nobody took it away"
 
 
 def test_a_retried_step_has_another_result() -> None:

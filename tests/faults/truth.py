@@ -71,6 +71,11 @@ class Life:
         return str(self.born.get("owner"))
 
     @property
+    def call(self) -> tuple[str, str]:
+        """Which call of its owner's created it: an attempt id is kept through all that a call sends."""
+        return self.owner, str(self.born.get("attempt_id") or self.token)
+
+    @property
     def held(self) -> bool:
         """Whether it began as somebody's claim; else it was made sealed, for a step that nobody had claimed."""
         return self.born.get("state") == "held"
@@ -233,16 +238,8 @@ class Moments:
 
 
 def told_by_others(history: History) -> tuple[list[Mark], list[Mark]]:
-    """Collect the marks that don't depend on what a call wrote: when the watch told, and revisions around calls."""
-    early = [
-        Mark(event.revision_after + 1, event.returned + 1, event)
-        for event in history.events
-        if event.revision_after is not None and event.returned is not None
-    ]
-    late = [
-        Mark(event.revision_before, event.invoked - 1, event)
-        for event in history.events
-        if event.revision_before is not None
-    ]
+    """Collect the marks that don't depend on what a call wrote: when the watch told, and the runner's readings."""
+    early = [Mark(reading.revision + 1, reading.asked, None) for reading in history.readings]
+    late = [Mark(reading.revision, reading.answered, None) for reading in history.readings]
     late += [Mark(fact.revision, fact.seen, None) for fact in history.truth if fact.seen is not None]
     return early, late

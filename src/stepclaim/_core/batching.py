@@ -193,12 +193,16 @@ class Batch:
             for other in entry.followers:
                 if reply is not None and stands:
                     other.reply = _lost(entry, reply)
-                elif reply is not None and reply.fence_moved and other.op.fence == self.fence:
+                elif reply is not None and other.op.fence == self.fence and _asks_the_same(entry, other):
                     other.reply = reply
                 (again if other.reply is None else done).append(other)
             entry.followers = []
         self.standing = frozenset(standing)
         return done, again
+
+
+def _asks_the_same(entry: Pending, other: Pending) -> bool:
+    return not entry.look and other.op.compares == entry.op.compares and other.op.failure == entry.op.failure
 
 
 def _lost(winner: Pending, reply: TxnReply) -> TxnReply:

@@ -67,7 +67,8 @@ class _Queue:
         now = time.monotonic()
         if timeout != self.attempt_timeout or deadline - now < _ATTEMPTS_LEFT * timeout:
             return None
-        return pending(op, now)
+        entry = pending(op, now)
+        return entry if entry is not None and entry.weight < self._most else None
 
     def lone(self, op: Txn, reply: TxnReply) -> TxnReply:
         """Take note of a claim that went alone, for those who have come to wait meanwhile; gives the reply back."""
@@ -95,8 +96,11 @@ class _Queue:
             if entry.since < oldest:
                 late.append(entry)
             elif not self._take(batch, entry):
-                entry.reopen()
-                kept.append(entry)
+                if batch.members:
+                    entry.reopen()
+                    kept.append(entry)
+                else:  # too much for a shared one: this etcd takes less than was thought
+                    late.append(entry)
         self.waiting.extendleft(reversed(kept))
         return batch, late
 
@@ -135,9 +139,9 @@ class _Queue:
             error = _lost()
         if isinstance(error, Failed):
             failure = error.failure
-            if "too many operations" in str(failure.error):
-                self._most = max(2, self._most // 2)
             if failure.definite and not failure.transient and len(batch.members) > 1:
+                if "too many operations" in str(failure.error):
+                    self._most = max(2, self._most // 2)
                 return batch.everyone
         for entry in batch.members:
             entry.error = _own(error, definite=entry.look)
@@ -344,12 +348,17 @@ class AsyncCommitter:
             self._flights = asyncio.get_running_loop().create_task(self._fly_on(timeout))
 
     async def _fly_on(self, timeout: float) -> None:
+        waiting = self._queue.waiting
         try:
-            while self._queue.waiting:
+            while waiting:
                 await self._fly(timeout)
                 await asyncio.sleep(0)  # those who were answered come back first, and go together
         finally:
             self._busy = False
+            while waiting:  # this task was cancelled from outside: they go alone
+                entry = waiting.popleft()
+                if not entry.gate.done():
+                    entry.gate.set_result(None)
 
     async def _fly(self, timeout: float) -> None:
         batch, ready = self._queue.batch()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from msgspec.structs import replace
+
 from stepclaim._core.driving import drive, drive_async
 from stepclaim._core.ops import (
     Fence,
@@ -57,10 +59,9 @@ def writes(op: Txn) -> bool:
 
 
 def _noted(op: Txn, reply: TxnReply, source: SessionSource | None, *, in_doubt: bool) -> TxnReply:
-    reply.in_doubt = in_doubt
     if op.fence is not None and reply.barrier and source is not None:
         source.barrier(op.fence.key, reply.barrier[0])
-    return reply
+    return replace(reply, in_doubt=True) if in_doubt else reply  # a reply may be another caller's, too
 
 
 def _rewritten(op: Fence, reply: TxnReply, source: SessionSource | None) -> TxnReply:

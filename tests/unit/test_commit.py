@@ -1,0 +1,1003 @@
+"""Group commit by itself: who is sent when, with whom, and that each is told once what became of it.
+
+Both faces stand before a fake etcd whose answers are held, given, lost or refused one by one; transactions in it are
+carried out as etcd does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import linecache
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+from etcd3 import etcdrpc
+
+from servers import eventually
+from stepclaim._core.ops import Compare, Delete, Get, Put, PutOnce, SessionView, Txn, TxnReply
+from stepclaim._etcd import commit
+from stepclaim._etcd.commit import AsyncCommitter, Committer
+from stepclaim._etcd.retry import Failed
+from stepclaim._etcd.status import Failure
+from stepclaim._etcd.wire import txn_request
+from stepclaim.errors import BackendError, StoreClosedError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+PATIENCE = 10.0
+"""Seconds after which something hangs."""
+
+Told: TypeAlias = TxnReply | BaseException
+"""What a caller is told: a reply, or what was raised."""
+
+
+def session(revision: int = 1) -> SessionView:
+    return SessionView("id", "w", b"/session", b"{}", 5, 5, 1, revision)
+
+
+def claim(key: bytes, value: bytes = b"mine", fence: SessionView | None = None) -> Txn:
+    """Make the transaction that `_acquire` makes."""
+    return Txn(
+        compares=(Compare(key, "create", 0),),
+        success=(Put(key, value, 5),),
+        failure=(Get(key),),
+        fence=fence or session(),
+    )
+
+
+def write(key: bytes, value: bytes = b"result", entries: int = 0) -> Txn:
+    """Make a transaction without a fence, such as a completion, with entries of the ledger."""
+    more = tuple(PutOnce(key + f"/{number}".encode(), b"") for number in range(entries))
+    return Txn(compares=(Compare(key, "mod", 0),), success=(Put(key, value), *more), failure=(Get(key),))
+
+
+# --- etcd ------------------------------------------------------------------------------------------------------------
+
+
+class Etcd:
+    """Keys in memory, and transactions on them; nested compares see the state before the whole transaction."""
+
+    def __init__(self, most: int = 128) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._revision = 1
+        self._kvs: dict[bytes, Any] = {}
+        self.refused = 0
+        self.written: Counter[bytes] = Counter()
+        """How often each value was written."""
+        self._put(b"/session", b"{}", 5)
+
+    def range(self, request: Any) -> Any:
+        """Read a key."""
+        with self._lock:
+            return self._get(etcdrpc.RangeRequest.FromString(_bytes(request)))
+
+    def txn(self, request: Any) -> Any:
+        """Carry a transaction out, or refuse it as etcd does."""
+        parsed = etcdrpc.TxnRequest.FromString(_bytes(request))
+        with self._lock:
+            if _levels(parsed) > self._most:
+                self.refused += 1
+                raise refusal("etcd answered INVALID_ARGUMENT: etcdserver: too many operations in txn request")
+            path = self._path(parsed)
+            self._revision += 1
+            return self._apply(parsed, path, set())
+
+    def remove(self, key: bytes) -> None:
+        """Let somebody else remove a key."""
+        with self._lock:
+            self._revision += 1
+            del self._kvs[key]
+
+    def put(self, key: bytes, value: bytes) -> int:
+        """Let somebody else write a key; gives the revision."""
+        with self._lock:
+            self._revision += 1
+            self._put(key, value, 0)
+            return self._revision
+
+    def _path(self, request: Any) -> Any:
+        taken = all(map(self._holds, request.compare))
+        branch = request.success if taken else request.failure
+        return taken, [self._path(op.request_txn) if op.HasField("request_txn") else None for op in branch]
+
+    def _holds(self, compare: Any) -> bool:
+        kv = self._kvs.get(compare.key)
+        if compare.target == etcdrpc.Compare.VALUE:
+            return kv is not None and bool(kv["value"] == compare.value)
+        if compare.target == etcdrpc.Compare.CREATE:
+            return bool((kv["create_revision"] if kv else 0) == compare.create_revision)
+        return bool((kv["mod_revision"] if kv else 0) == compare.mod_revision)
+
+    def _apply(self, request: Any, path: Any, seen: set[bytes]) -> Any:
+        taken, below = path
+        response = etcdrpc.TxnResponse(succeeded=taken)
+        response.header.revision = self._revision
+        for op, inner in zip(request.success if taken else request.failure, below, strict=True):
+            told = response.responses.add()
+            if op.HasField("request_txn"):
+                told.response_txn.CopyFrom(self._apply(op.request_txn, inner, seen))
+            elif op.HasField("request_range"):
+                told.response_range.CopyFrom(self._get(op.request_range))
+            elif op.HasField("request_delete_range"):
+                told.response_delete_range.deleted = int(self._kvs.pop(op.request_delete_range.key, None) is not None)
+            else:
+                put = op.request_put
+                assert put.key not in seen, "etcd refuses to write a key twice in one transaction"
+                seen.add(put.key)
+                self._put(put.key, put.value, put.lease)
+                told.response_put.SetInParent()
+        return response
+
+    def _put(self, key: bytes, value: bytes, lease: int) -> None:
+        before = self._kvs.get(key)
+        created = before["create_revision"] if before else self._revision
+        self._kvs[key] = {
+            "key": key, "value": value, "create_revision": created, "mod_revision": self._revision, "lease": lease
+        }  # fmt: skip
+        self.written[value] += 1
+
+    def _get(self, request: Any) -> Any:
+        answer = etcdrpc.RangeResponse()
+        answer.header.revision = self._revision
+        kv = self._kvs.get(request.key)
+        if kv is not None:
+            answer.kvs.add(**kv)
+        return answer
+
+
+def _bytes(request: Any) -> bytes:
+    return request if isinstance(request, bytes) else bytes(request.SerializeToString())
+
+
+def _levels(request: Any) -> int:
+    own = max(len(request.compare), len(request.success), len(request.failure))
+    below = [_levels(op.request_txn) for op in (*request.success, *request.failure) if op.HasField("request_txn")]
+    return own + max(below, default=0)
+
+
+def refusal(words: str = "etcd refuses this") -> Failed:
+    return Failed(Failure(BackendError(words, code="INVALID_ARGUMENT", definite=True), transient=False, definite=True))
+
+
+def failure(*, definite: bool = False) -> Failed:
+    error = UnavailableError("the connection broke", code="UNAVAILABLE", definite=definite)
+    failed = Failed(Failure(error, transient=True, definite=definite, elsewhere=True))
+    failed.__cause__ = OSError("reset by peer")
+    return failed
+
+
+# --- the two faces before it -----------------------------------------------------------------------------------------
+
+
+class Flight:
+    """A request on its way, until the test says what becomes of it."""
+
+    def __init__(self, etcd: Etcd, method: Callable[[Any], Any], request: Any, settle: Callable[[Any], None]) -> None:
+        self._work = functools.partial(method(etcd), request)
+        self._settle = settle
+        self.reads = method(SimpleNamespace(txn=False, range=True))
+        """It is a read of one key, not a transaction."""
+        self.request = _bytes(request)
+
+    @property
+    def members(self) -> list[Any]:
+        """The operations of a shared transaction."""
+        return list(etcdrpc.TxnRequest.FromString(self.request).success)
+
+    def answer(self) -> None:
+        """Carry it out and give the answer."""
+        try:
+            self._settle(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised by the one who asked
+            self._settle(error)
+
+    def lose(self) -> None:
+        """Carry it out and lose the answer."""
+        self._work()
+        self._settle(failure())
+
+    def fail(self, error: BaseException) -> None:
+        """Don't carry it out."""
+        self._settle(error)
+
+
+class Face:
+    """Callers of either face, one event loop above both; `commit` gives an awaitable of what the caller is told."""
+
+    def __init__(self, committer: Any, etcd: Etcd, attempt_timeout: float) -> None:
+        self.committer = committer
+        self.etcd = etcd
+        self.timeout = attempt_timeout
+        self.sent = 0
+        self.decide: Callable[[Flight], None] | None = None
+        """What becomes of a request that the test does not wait for."""
+
+    def commit(self, op: Txn) -> Awaitable[Told]:
+        raise NotImplementedError
+
+    async def flight(self) -> Flight:
+        """Wait for the next request."""
+        raise NotImplementedError
+
+    async def first(self, op: Txn | None = None) -> tuple[Awaitable[Told], Flight]:
+        """Let a call be under way: whoever comes now has to wait."""
+        told = self.commit(op or write(b"/first"))
+        return told, await self.flight()
+
+    async def waiting(self, count: int) -> None:
+        """Wait until so many wait."""
+        await asyncio.to_thread(eventually, lambda: len(self.committer._queue.waiting) == count, PATIENCE)
+
+    async def gathered(self, *ops: Txn, first: Txn | None = None) -> tuple[list[Awaitable[Told]], Flight]:
+        """Let callers wait behind a call, answer that, and give the request that they then share."""
+        begun, flight = await self.first(first)
+        callers = []
+        for op in ops:  # one by one: who comes first is first
+            callers.append(self.commit(op))
+            await self.waiting(len(callers))
+        flight.answer()
+        assert isinstance(await begun, TxnReply)
+        return callers, await self.flight()
+
+
+class Threads(Face):
+    """Callers that are threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor, etcd: Etcd, attempt_timeout: float) -> None:
+        super().__init__(Committer(self, attempt_timeout), etcd, attempt_timeout)  # type: ignore[arg-type]
+        self._pool = pool
+        self._flights: queue.Queue[Flight] = queue.Queue()
+
+    def attempt(self, method: Callable[[Any], Any], request: Any, timeout: float) -> Any:
+        """Stand in for the client's."""
+        assert timeout <= self.timeout
+        self.sent += 1
+        answer: queue.Queue[Any] = queue.Queue()
+        (self.decide or self._flights.put)(Flight(self.etcd, method, request, answer.put))
+        told = answer.get(timeout=PATIENCE)
+        if isinstance(told, BaseException):
+            raise told
+        return told
+
+    def told(self, op: Txn) -> Told:
+        """Commit in this thread."""
+        try:
+            return self.committer.commit(op, self.timeout, time.monotonic() + 60)  # type: ignore[no-any-return]
+        except BaseException as error:  # noqa: BLE001 - it is what the test looks at
+            return error
+
+    def commit(self, op: Txn) -> Awaitable[Told]:
+        call = asyncio.get_running_loop().run_in_executor(self._pool, self.told, op)
+        return asyncio.ensure_future(asyncio.wait_for(call, PATIENCE))
+
+    async def flight(self) -> Flight:
+        return await asyncio.to_thread(self.next_flight)
+
+    def next_flight(self) -> Flight:
+        """Wait for it in a thread."""
+        return self._flights.get(timeout=PATIENCE)
+
+
+class Tasks(Face):
+    """Callers that are tasks of one event loop."""
+
+    def __init__(self, etcd: Etcd, attempt_timeout: float) -> None:
+        super().__init__(AsyncCommitter(self, attempt_timeout), etcd, attempt_timeout)  # type: ignore[arg-type]
+        self._flights: asyncio.Queue[Flight] = asyncio.Queue()
+
+    async def attempt(self, method: Callable[[Any], Any], request: Any, timeout: float) -> Any:
+        """Stand in for the client's."""
+        assert timeout <= self.timeout
+        self.sent += 1
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        flight = Flight(self.etcd, method, request, lambda told: _settle(answer, told))
+        (self.decide or self._flights.put_nowait)(flight)
+        told = await answer
+        if isinstance(told, BaseException):
+            raise told
+        return told
+
+    def commit(self, op: Txn) -> asyncio.Task[Told]:
+        async def told() -> Told:
+            try:
+                reply: TxnReply = await asyncio.wait_for(
+                    self.committer.commit(op, self.timeout, time.monotonic() + 60), PATIENCE
+                )
+            except BaseException as error:  # noqa: BLE001 - it is what the test looks at
+                return error
+            return reply
+
+        return asyncio.create_task(told())
+
+    async def flight(self) -> Flight:
+        return await asyncio.wait_for(self._flights.get(), PATIENCE)
+
+
+def _settle(answer: asyncio.Future[Any], told: Any) -> None:
+    if not answer.done():
+        answer.set_result(told)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(80) as made:
+        yield made
+
+
+@pytest.fixture
+def fake() -> Etcd:
+    return Etcd()
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+async def face(request: pytest.FixtureRequest, pool: ThreadPoolExecutor, fake: Etcd) -> Face:
+    return Threads(pool, fake, 5.0) if request.param == "threads" else Tasks(fake, 5.0)
+
+
+async def works(face: Face) -> None:
+    """See that the next call goes at once, and one that comes meanwhile after it."""
+    begun, flight = await face.first(write(b"/works"))
+    behind = face.commit(write(b"/works too"))
+    await face.waiting(1)
+    flight.answer()
+    (await face.flight()).answer()
+    for told in (await begun, await behind):
+        assert isinstance(told, TxnReply)
+        assert told.succeeded
+
+
+def doubt(told: Told) -> bool:
+    """Tell of a passing failure whether it leaves open what became of the call."""
+    assert isinstance(told, Failed)
+    assert told.failure.transient
+    return not told.failure.definite
+
+
+# --- who goes with whom ----------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_while_a_call_is_under_way_goes_together_after_it(face: Face) -> None:
+    ops = [write(f"/{number}".encode()) for number in range(20)]
+    callers, flight = await face.gathered(*ops)
+    assert [member.request_txn.success[0].request_put.key for member in flight.members] == [
+        op.success[0].key for op in ops
+    ]
+    flight.answer()
+    replies = [await caller for caller in callers]
+    assert [reply.succeeded if isinstance(reply, TxnReply) else reply for reply in replies] == [True] * 20
+    assert face.sent == 2
+
+
+async def test_one_alone_goes_as_it_would_go_without_all_this(face: Face) -> None:
+    op = claim(b"/a")
+    told, flight = await face.first(op)
+    assert flight.request == txn_request(op)
+    flight.answer()
+    assert isinstance(await told, TxnReply)
+    for op in (claim(b"/b"), write(b"/c")):
+        (caller,), flight = await face.gathered(op, first=write(b"/before " + op.compares[0].key))
+        assert flight.request == txn_request(op)
+        flight.answer()
+        assert isinstance(await caller, TxnReply)
+
+
+async def test_one_that_can_not_share_goes_beside_the_others(face: Face) -> None:
+    begun, flight = await face.first()
+    large = face.commit(write(b"/large", b"v" * 200_000))
+    (await face.flight()).answer()
+    assert isinstance(await large, TxnReply)
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+
+
+async def test_two_writers_of_one_key_follow_each_other(face: Face) -> None:
+    (one, two, three), flight = await face.gathered(write(b"/a", b"1"), write(b"/a", b"2"), write(b"/b"))
+    assert len(flight.members) == 2
+    flight.answer()
+    (await face.flight()).answer()
+    told = [await one, await two, await three]
+    assert all(isinstance(each, TxnReply) for each in told)
+    assert [each.succeeded for each in told if isinstance(each, TxnReply)] == [True, False, True]
+    assert (face.sent, face.etcd.written[b"1"], face.etcd.written[b"2"]) == (3, 1, 0)
+
+
+async def test_claims_behind_two_fences_go_one_after_the_other(face: Face) -> None:
+    (one, two), flight = await face.gathered(claim(b"/a"), claim(b"/b", fence=session(99)))
+    flight.answer()
+    (await face.flight()).answer()
+    assert await one == TxnReply(True, 3)
+    refused = await two
+    assert isinstance(refused, TxnReply)
+    assert not refused.succeeded
+    assert face.sent == 3
+
+
+async def test_of_many_same_claims_one_writes_and_the_others_look(face: Face) -> None:
+    """Those who have come to wait while the step was being claimed read the claim, once for all of them."""
+    callers, flight = await face.gathered(*(claim(b"/a", b"theirs") for _ in range(20)), first=claim(b"/a", b"mine"))
+    assert b"theirs" not in flight.request
+    flight.answer()
+    for caller in callers:
+        told = await caller
+        assert isinstance(told, TxnReply)
+        assert not told.succeeded
+        assert told.found[0] is not None
+        assert told.found[0].value == b"mine"
+    assert face.sent == 2
+    assert face.etcd.written[b"theirs"] == 0
+
+
+async def test_where_a_look_finds_nothing_one_of_them_claims(face: Face) -> None:
+    begun, flight = await face.first(claim(b"/a", b"mine"))
+    callers = []
+    for number in range(5):
+        callers.append(face.commit(claim(b"/a", f"{number}".encode())))
+        await face.waiting(number + 1)
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+    looking = await face.flight()
+    face.etcd.remove(b"/a")
+    looking.answer()
+    (await face.flight()).answer()
+    told = [await caller for caller in callers]
+    assert [each.succeeded for each in told if isinstance(each, TxnReply)] == [True, False, False, False, False]
+    assert face.sent == 3
+    assert sum(face.etcd.written[f"{number}".encode()] for number in range(5)) == 1
+
+
+async def test_after_a_claim_whose_outcome_is_not_known_nobody_only_looks(face: Face) -> None:
+    begun, flight = await face.first(claim(b"/a", b"mine"))
+    caller = face.commit(claim(b"/a", b"theirs"))
+    await face.waiting(1)
+    flight.fail(failure())
+    assert doubt(await begun)
+    flight = await face.flight()
+    assert b"theirs" in flight.request
+    flight.answer()
+    assert isinstance(await caller, TxnReply)
+    assert face.etcd.written[b"theirs"] == 1
+
+
+async def test_a_moved_fence_is_told_at_once_and_the_others_go_on_without_it(face: Face) -> None:
+    moved = face.etcd.put(b"/session", b"{}")
+    (fenced, plain), flight = await face.gathered(claim(b"/a"), write(b"/b"))
+    flight.answer()
+    (await face.flight()).answer()
+    told = await fenced
+    assert isinstance(told, TxnReply)
+    assert (told.succeeded, told.fence_moved) == (False, True)
+    assert told.barrier[0] is not None
+    assert told.barrier[0].mod_revision == moved
+    done = await plain
+    assert isinstance(done, TxnReply)
+    assert done.succeeded
+    assert (face.sent, face.etcd.written[b"result"]) == (3, 2)  # the first of all, and this
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_that_is_refused_goes_call_by_call(face: Face) -> None:
+    ops = [claim(b"/a", b"1"), claim(b"/a", b"2"), write(b"/b", b"3"), write(b"/c", b"4"), claim(b"/d", b"5")]
+    callers, flight = await face.gathered(*ops)
+    flight.fail(refusal())
+    alone = [await face.flight() for _ in ops]
+    assert sorted(each.request for each in alone) == sorted(map(txn_request, ops))
+    for each in alone:
+        if b"/b" in each.request:
+            each.fail(refusal("etcd refuses /b"))
+        else:
+            each.answer()
+    told = [await caller for caller in callers]
+    assert isinstance(told[2], Failed)
+    assert "etcd refuses /b" in str(told[2].failure.error)
+    assert [each.succeeded for each in told if isinstance(each, TxnReply)] in ([True, False, True, True],
+                                                                               [False, True, True, True])  # fmt: skip
+    await works(face)
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+async def test_a_failure_leaves_each_in_doubt_who_wrote_and_nobody_else(face: Face, carried_out: bool) -> None:
+    ops = [
+        claim(b"/standing", b"looks"),
+        claim(b"/standing", b"looks, too"),
+        claim(b"/a", b"claims"),
+        claim(b"/a", b"follows"),
+        write(b"/b", b"writes"),
+    ]
+    callers, flight = await face.gathered(*ops, first=claim(b"/standing", b"stands"))
+    if carried_out:
+        flight.lose()
+    else:
+        flight.fail(failure())
+    told = [await caller for caller in callers]
+    assert [doubt(each) for each in told] == [False, False, True, False, True]
+    errors = [each.failure.error for each in told if isinstance(each, Failed)]
+    assert len(set(map(id, errors))) == len(set(map(id, told))) == 5, "each has its own"
+    assert {(type(error), str(error)) for error in errors} == {(UnavailableError, "the connection broke")}
+    assert {str(each.__cause__) for each in told if isinstance(each, Failed)} == {"reset by peer"}
+    assert {each.failure.elsewhere for each in told if isinstance(each, Failed)} == {True}
+    for each in (b"looks", b"looks, too", b"follows"):
+        assert face.etcd.written[each] == 0
+    await works(face)
+
+
+async def test_what_certainly_had_no_effect_is_told_so_to_all(face: Face) -> None:
+    callers, flight = await face.gathered(claim(b"/a"), write(b"/b"), claim(b"/a"))
+    flight.fail(failure(definite=True))
+    assert [doubt(await caller) for caller in callers] == [False, False, False]
+    await works(face)
+
+
+async def test_who_waits_behind_a_failure_goes_next(face: Face) -> None:
+    begun, flight = await face.first()
+    caller = face.commit(write(b"/a"))
+    await face.waiting(1)
+    flight.fail(failure())
+    assert doubt(await begun)
+    (await face.flight()).answer()
+    assert isinstance(await caller, TxnReply)
+
+
+async def test_a_closed_store_is_told_to_all(face: Face) -> None:
+    callers, flight = await face.gathered(claim(b"/a"), write(b"/b"), claim(b"/a"), write(b"/c"))
+    late = face.commit(write(b"/d"))
+    await face.waiting(1)
+    flight.fail(StoreClosedError("the store was closed meanwhile"))
+    (await face.flight()).fail(StoreClosedError("the store was closed meanwhile"))
+    for caller in (*callers, late):
+        assert isinstance(await caller, StoreClosedError)
+
+
+async def test_an_answer_that_can_not_be_read_is_told_to_all(face: Face) -> None:
+    """Whatever goes wrong: nobody waits for ever, and the next call goes."""
+    callers, flight = await face.gathered(write(b"/a"), write(b"/b"), write(b"/c"))
+    flight._settle(etcdrpc.TxnResponse(succeeded=True))  # no answer for any of the three
+    for caller in callers:
+        told = await caller
+        assert isinstance(told, Exception)
+        assert not isinstance(told, TimeoutError)
+    await works(face)
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+async def small(request: pytest.FixtureRequest, pool: ThreadPoolExecutor) -> Face:
+    """Give a face before an etcd that takes 16 operations in a transaction."""
+    return Threads(pool, Etcd(most=16), 5.0) if request.param == "threads" else Tasks(Etcd(most=16), 5.0)
+
+
+async def all_answered(face: Face, *ops: Txn, first: bytes, alone: tuple[Txn, ...] = ()) -> float:
+    """Let calls gather, then answer whatever comes; all of them succeed. Gives the seconds that took."""
+    begun, flight = await face.first(write(first))
+    callers = [face.commit(op) for op in ops]
+    await face.waiting(len(ops))
+    face.decide = Flight.answer
+    since = time.monotonic()
+    callers += [face.commit(op) for op in alone]
+    flight.answer()
+    told = await asyncio.gather(begun, *callers)
+    face.decide = None
+    assert [each.succeeded if isinstance(each, TxnReply) else each for each in told] == [True] * len(told)
+    return time.monotonic() - since
+
+
+async def learned(face: Face, where: str) -> int:
+    """Let 64 calls gather, four times; gives the requests of the last time."""
+    for turn in range(4):
+        before = face.sent
+        first = f"/{where}/{turn}".encode()
+        await all_answered(face, *(write(first + f"/{number}".encode()) for number in range(64)), first=first)
+    return face.sent - before
+
+
+async def test_an_etcd_that_takes_little_at_once_is_given_little_at_once(small: Face) -> None:
+    assert await learned(small, "a") <= 1 + 5, "15 fit into one"
+    assert small.etcd.refused <= 3, "128, 64 and 32 are tried once each"
+
+
+@pytest.mark.parametrize("others", [0, 3])
+@pytest.mark.parametrize("entries", [13, 14])
+async def test_one_that_etcd_takes_only_alone_does_not_wait_for_company(small: Face, entries: int, others: int) -> None:
+    """It has 15 operations, the last with one below it: 16 in all, and none is left for a transaction around it."""
+    await learned(small, "a")
+    heavy = write(b"/heavy", entries=entries)
+    company = [write(f"/o/{number}".encode()) for number in range(others)]
+    took = await all_answered(small, *company, first=b"/first", alone=(heavy,))
+    assert took < small.timeout / 2
+    await works(small)
+
+
+async def test_one_that_is_too_heavy_even_alone_does_not_make_the_others_go_alone(small: Face) -> None:
+    """What it is told is its own: how much goes together is not learned from it."""
+    for number in range(8):
+        (caller,), flight = await small.gathered(write(b"/heavy", entries=30), first=write(f"/{number}".encode()))
+        flight.answer()
+        told = await caller
+        assert isinstance(told, Failed)
+        assert "too many operations" in str(told.failure.error)
+    assert await learned(small, "a") <= 1 + 5
+
+
+# --- callers that go away, and those whose turn does not come --------------------------------------------------------
+
+
+@pytest.fixture
+def threads(pool: ThreadPoolExecutor, fake: Etcd) -> Threads:
+    return Threads(pool, fake, 5.0)
+
+
+@pytest.fixture
+async def tasks(fake: Etcd) -> Tasks:
+    return Tasks(fake, 5.0)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_who_carries_the_others_along_is_interrupted(threads: Threads, alone: bool) -> None:
+    if alone:
+        begun, flight = await threads.first(write(b"/a"))
+        behind = [threads.commit(write(b"/b"))]
+        await threads.waiting(1)
+        flight.fail(KeyboardInterrupt())
+        assert isinstance(await begun, KeyboardInterrupt)
+        (await threads.flight()).answer()
+        assert isinstance(await behind[0], TxnReply)
+    else:
+        callers, flight = await threads.gathered(write(b"/a"), claim(b"/b"), claim(b"/b"), write(b"/c"))
+        behind = [threads.commit(write(b"/d"))]
+        await threads.waiting(1)
+        flight.fail(KeyboardInterrupt())
+        told = [await caller for caller in callers]
+        assert [type(each) for each in told] == [KeyboardInterrupt, Failed, Failed, Failed]
+        assert [doubt(each) for each in told[1:]] == [True, False, True], "who only followed is in no doubt"
+        (await threads.flight()).answer()
+        assert isinstance(await behind[0], TxnReply)
+    await works(threads)
+
+
+def interrupt_once_it_waits(then: Callable[[], Any] = lambda: None) -> threading.Thread:
+    """Interrupt the main thread, as Ctrl-C does, once it waits for others; then do something else."""
+    main = threading.main_thread().ident
+    assert main is not None
+    assert threading.get_ident() == main
+
+    def waits() -> bool:
+        frame = sys._current_frames().get(main)
+        where = frame and frame.f_code.co_filename == commit.__file__
+        return bool(frame and where and "acquire(timeout" in linecache.getline(commit.__file__, frame.f_lineno))
+
+    def work() -> None:
+        eventually(waits, PATIENCE)
+        signal.pthread_kill(main, signal.SIGINT)
+        then()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_who_is_interrupted_while_it_waits_is_not_sent(pool: ThreadPoolExecutor, threads: Threads) -> None:
+    begun = pool.submit(threads.told, write(b"/first"))
+    flight = threads.next_flight()
+    helper = interrupt_once_it_waits()
+    assert isinstance(threads.told(write(b"/never", b"never")), KeyboardInterrupt)
+    helper.join()
+    behind = pool.submit(threads.told, write(b"/behind"))
+    eventually(lambda: len(threads.committer._queue.waiting) >= 1, PATIENCE)
+    flight.answer()
+    shared = threads.next_flight()
+    assert b"/never" not in shared.request
+    shared.answer()
+    assert isinstance(begun.result(PATIENCE), TxnReply)
+    assert isinstance(behind.result(PATIENCE), TxnReply)
+    threads.decide = Flight.answer
+    assert isinstance(threads.told(write(b"/works")), TxnReply)
+    assert threads.etcd.written[b"never"] == 0
+
+
+def test_who_is_interrupted_while_another_carries_it_leaves_that_one_alone(
+    pool: ThreadPoolExecutor, threads: Threads
+) -> None:
+    begun = pool.submit(threads.told, write(b"/first"))
+    flight = threads.next_flight()
+    carrying = pool.submit(threads.told, write(b"/carries"))
+    eventually(lambda: len(threads.committer._queue.waiting) == 1, PATIENCE)
+    shared: list[Flight] = []
+
+    def fly() -> None:
+        eventually(lambda: len(threads.committer._queue.waiting) == 2, PATIENCE)
+        flight.answer()
+        shared.append(threads.next_flight())
+        assert b"/carried" in shared[0].request
+        interrupter.start()
+
+    def interrupt() -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        shared[0].answer()
+
+    main = threading.get_ident()
+    interrupter = threading.Thread(target=interrupt)
+    flying = threading.Thread(target=fly)
+    flying.start()
+    assert isinstance(threads.told(write(b"/carried", b"carried")), KeyboardInterrupt)
+    flying.join()
+    interrupter.join()
+    assert isinstance(begun.result(PATIENCE), TxnReply)
+    assert isinstance(carrying.result(PATIENCE), TxnReply)
+    assert threads.etcd.written[b"carried"] == 1
+    threads.decide = Flight.answer
+    assert isinstance(threads.told(write(b"/works")), TxnReply)
+    assert threads.sent == 3
+
+
+class Gate:
+    """A lock whose holder is interrupted at the moment that it is let through."""
+
+    interrupting = False
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.release = self._lock.release
+
+    def acquire(self, *, timeout: float = -1) -> bool:
+        got = self._lock.acquire(timeout=timeout)
+        if got and timeout >= 0 and Gate.interrupting:
+            Gate.interrupting = False
+            self._lock.release()
+            raise KeyboardInterrupt
+        return got
+
+
+async def test_who_is_interrupted_as_it_is_to_send_lets_the_next_one_send(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "threading", SimpleNamespace(Lock=Gate))
+    begun, flight = await threads.first()
+    one = threads.commit(write(b"/one", b"one"))
+    await threads.waiting(1)
+    two = threads.commit(write(b"/two"))
+    await threads.waiting(2)
+    Gate.interrupting = True
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+    assert isinstance(await one, KeyboardInterrupt)
+    (await threads.flight()).answer()
+    assert isinstance(await two, TxnReply)
+    assert threads.etcd.written[b"one"] == 0
+    await works(threads)
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolExecutor, fake: Etcd) -> None:
+    """A thread does not even wait for the one before it to end; a task goes by itself once that has ended."""
+    face = Threads(pool, fake, 0.2) if kind == "threads" else Tasks(fake, 0.2)
+    begun, flight = await face.first()
+    callers = [face.commit(write(key)) for key in (b"/a", b"/b")]
+    await face.waiting(2)
+    ends = time.monotonic() + 0.25
+    if kind == "asyncio":
+        await asyncio.to_thread(eventually, lambda: time.monotonic() > ends)
+        flight.answer()
+        assert isinstance(await begun, TxnReply)
+    alone = [await face.flight(), await face.flight()]
+    assert sorted(each.request for each in alone) == [txn_request(write(b"/a")), txn_request(write(b"/b"))]
+    for each in alone:
+        each.answer()
+    for caller in callers:
+        told = await caller
+        assert isinstance(told, TxnReply)
+        assert told.succeeded, "it was not sent twice"
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+    face.decide = Flight.answer
+    assert isinstance(await face.commit(write(b"/works")), TxnReply)
+    assert face.sent == 4
+
+
+async def test_who_has_little_time_left_goes_at_once(face: Face) -> None:
+    begun, flight = await face.first()
+    hurried: Any = face.committer.commit
+    for timeout, left in ((face.timeout, 2.5 * face.timeout), (face.timeout / 2, 60.0)):
+        call = functools.partial(hurried, write(f"/hurried {left}".encode()), timeout, time.monotonic() + left)
+        task = asyncio.ensure_future(call() if isinstance(face, Tasks) else asyncio.to_thread(call))
+        (await face.flight()).answer()
+        assert (await asyncio.wait_for(task, PATIENCE)).succeeded
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+
+
+async def test_a_task_that_is_cancelled_while_it_waits_is_not_sent(tasks: Tasks) -> None:
+    begun, flight = await tasks.first()
+    never, other = tasks.commit(write(b"/never", b"never")), tasks.commit(write(b"/other"))
+    await tasks.waiting(2)
+    never.cancel()
+    assert isinstance(await never, asyncio.CancelledError)
+    flight.answer()
+    flight = await tasks.flight()
+    assert b"/never" not in flight.request
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+    assert isinstance(await other, TxnReply)
+    await works(tasks)
+
+
+async def test_a_task_that_is_cancelled_on_its_way_takes_nobody_with_it(tasks: Tasks) -> None:
+    callers, flight = await tasks.gathered(write(b"/a"), write(b"/b"), claim(b"/c"))
+    for caller in callers[:2]:
+        assert isinstance(caller, asyncio.Task)
+        caller.cancel()
+        assert isinstance(await caller, asyncio.CancelledError)
+    flight.answer()
+    told = await callers[2]
+    assert isinstance(told, TxnReply)
+    assert told.succeeded
+    await works(tasks)
+
+
+async def test_a_first_task_that_is_cancelled_lets_the_others_go(tasks: Tasks) -> None:
+    begun, _ = await tasks.first()
+    other = tasks.commit(write(b"/other"))
+    await tasks.waiting(1)
+    assert isinstance(begun, asyncio.Task)
+    begun.cancel()
+    (await tasks.flight()).answer()
+    assert isinstance(await begun, asyncio.CancelledError)
+    assert isinstance(await other, TxnReply)
+    await works(tasks)
+
+
+async def test_the_task_that_carries_is_cancelled_with_all_that_it_does_not_know(tasks: Tasks) -> None:
+    """As by a program that ends whatever tasks it finds, but its own."""
+    callers, _ = await tasks.gathered(claim(b"/a"), write(b"/b"))
+    behind = [tasks.commit(claim(b"/c")), tasks.commit(write(b"/d"))]
+    await tasks.waiting(2)
+    tasks.decide = Flight.answer
+    ours = {asyncio.current_task(), *callers, *behind}
+    for task in asyncio.all_tasks() - ours:
+        if "Committer" in str(task.get_coro()) and "Committer.commit" not in str(task.get_coro()):
+            task.cancel()
+    assert [doubt(await caller) for caller in callers] == [True, True]
+    for caller in behind:
+        told = await caller
+        assert isinstance(told, TxnReply | Failed), "nobody waits for a task that is no more"
+    assert isinstance(await tasks.commit(write(b"/works")), TxnReply)
+
+
+# --- all at once -----------------------------------------------------------------------------------------------------
+
+
+class Chance:
+    """Many callers of few keys, before an etcd that fails at random; each call writes a value of its own."""
+
+    def __init__(self, face: Face, seed: int) -> None:
+        self.face = face
+        self.told: dict[bytes, Told] = {}
+        self._seed = seed
+        self._random = random.Random(seed)  # noqa: S311 - chance is the point
+        self._fence = session()
+        self.outcomes: Counter[str] = Counter()
+
+    def decide(self, flight: Flight) -> None:
+        """Let a request be answered, lost, refused or interrupted, or the fence be moved before it arrives."""
+        lot = self._random.random()
+        if lot < 0.04:
+            flight.fail(failure(definite=True))
+        elif lot < 0.07:
+            flight.fail(failure())
+        elif lot < 0.10:
+            flight.lose()
+        elif lot < 0.13:
+            flight.fail(refusal())
+        elif lot < 0.14 and isinstance(self.face, Threads):
+            flight.fail(KeyboardInterrupt())
+        else:
+            if lot > 0.98:
+                self._fence = session(self.face.etcd.put(b"/session", b"{}"))
+            flight.answer()
+
+    def calls(self, caller: int, count: int) -> Iterator[tuple[bytes, Txn]]:
+        """Make one caller's calls, each once the one before is over."""
+        lots = random.Random(f"{self._seed} {caller}")  # noqa: S311
+        held: list[tuple[bytes, bytes]] = []
+        for number in range(count):
+            name = f"{caller}.{number}".encode()
+            if held and lots.random() < 0.8:
+                key, value = held.pop()
+                release = Txn(
+                    compares=(Compare(key, "value", value),), success=(Delete(key), Put(b"/log/" + name, name))
+                )
+                yield name, release
+                continue
+            key = f"/k{lots.randrange(6)}".encode()
+            if lots.random() < 0.7:
+                yield name, claim(key, name, self._fence)
+                told = self.told[name]
+                if isinstance(told, TxnReply) and told.succeeded:
+                    held.append((key, name))
+            else:
+                yield name, write(b"/own/" + name, name, entries=lots.randrange(3))
+
+    def judge(self, callers: int, count: int) -> None:
+        """Hold what each caller was told against what etcd carried out."""
+        assert len(self.told) == callers * count
+        for name, told in self.told.items():
+            written = self.face.etcd.written[name]
+            if isinstance(told, TxnReply):
+                assert written == told.succeeded, (name, told)
+                kind = "done" if told.succeeded else "moved" if told.fence_moved or told.barrier else "refused"
+            elif isinstance(told, Failed):
+                assert written <= (not told.failure.definite), (name, told)
+                kind = "no effect" if told.failure.definite else "doubt"
+            else:
+                assert isinstance(told, KeyboardInterrupt | asyncio.CancelledError), told
+                assert written <= 1
+                kind = "gone"
+            self.outcomes[kind] += 1
+        print(dict(self.outcomes), self.face.sent, "requests")
+        assert set(self.outcomes) == {"done", "refused", "no effect", "doubt", "gone", "moved"}
+        assert self.face.sent < callers * count
+        assert not self.face.committer._queue.waiting or all(
+            not each.take() for each in self.face.committer._queue.waiting
+        ), "nobody is left behind"
+
+
+@pytest.mark.parametrize("attempt_timeout", [5.0, 0.002], ids=["patient", "hasty"])
+def test_many_threads_and_many_failures(pool: ThreadPoolExecutor, attempt_timeout: float) -> None:
+    face = Threads(pool, Etcd(), attempt_timeout)
+    chance = Chance(face, 1)
+
+    def work(caller: int) -> None:
+        for name, op in chance.calls(caller, 200):
+            chance.told[name] = face.told(op)
+
+    with ThreadPoolExecutor(1) as etcd:
+
+        def decide(flight: Flight) -> None:
+            etcd.submit(chance.decide, flight)
+
+        face.decide = decide
+        for done in [pool.submit(work, caller) for caller in range(32)]:
+            done.result(60)
+        face.decide = Flight.answer
+        assert isinstance(face.told(write(b"/works")), TxnReply)
+    chance.judge(32, 200)
+
+
+async def test_many_tasks_and_many_failures_and_cancellations() -> None:
+    face = Tasks(Etcd(), 5.0)
+    chance = Chance(face, 2)
+    loop = asyncio.get_running_loop()
+    calls: set[asyncio.Task[Told]] = set()
+    lots = random.Random(3)  # noqa: S311
+
+    def decide(flight: Flight) -> None:
+        if calls and lots.random() < 0.2:
+            lots.choice(sorted(calls, key=id)).cancel()
+        loop.call_soon(chance.decide, flight)
+
+    async def work(caller: int) -> None:
+        for name, op in chance.calls(caller, 200):
+            call = face.commit(op)
+            calls.add(call)
+            try:
+                chance.told[name] = await call
+            except asyncio.CancelledError as cancelled:  # before it had begun
+                chance.told[name] = cancelled
+            calls.discard(call)
+
+    face.decide = decide
+    await asyncio.wait_for(asyncio.gather(*map(work, range(32))), 60)
+    face.decide = Flight.answer
+    assert isinstance(await face.commit(write(b"/works")), TxnReply)
+    chance.judge(32, 200)
