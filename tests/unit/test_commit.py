@@ -619,6 +619,30 @@ async def test_one_that_etcd_takes_only_alone_does_not_wait_for_company(small: F
     await works(small)
 
 
+@pytest.mark.parametrize("others", [0, 3])
+async def test_one_that_waits_while_it_is_learned_how_little_fits_is_carried_out(small: Face, others: int) -> None:
+    """When it came there was room for it."""
+    while small.etcd.refused < 2:
+        turn = f"/{small.etcd.refused}".encode()
+        await all_answered(small, *(write(turn + f"/{n}".encode()) for n in range(64)), first=turn)
+    many, flight = await small.gathered(*(write(f"/many/{n}".encode()) for n in range(20)), first=write(b"/first"))
+    assert len(flight.members) == 20
+    late = [
+        small.commit(write(b"/heavy", entries=14)),
+        *(small.commit(write(f"/o/{n}".encode())) for n in range(others)),
+    ]
+    await small.waiting(1 + others)
+    small.decide = Flight.answer
+    since = time.monotonic()
+    flight.answer()
+    told = [await caller for caller in (*many, *late)]
+    assert [each.succeeded if isinstance(each, TxnReply) else each for each in told] == [True] * len(told)
+    assert small.etcd.refused == 3
+    assert time.monotonic() - since < small.timeout / 2
+    small.decide = None
+    await works(small)
+
+
 async def test_one_that_is_too_heavy_even_alone_does_not_make_the_others_go_alone(small: Face) -> None:
     """What it is told is its own: how much goes together is not learned from it."""
     for number in range(8):
