@@ -54,7 +54,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
         self._opened = False
         self._closed = False
         self._ending: asyncio.Task[None] | None = None
-        self._calls = 0
+        self._calls: set[Program[Any]] = set()
         self._idle = asyncio.Event()
         self._session_changed = asyncio.Event()
         self._ctx = Context(
@@ -159,13 +159,13 @@ class AsyncEtcdRunStore(AsyncRunStore):
 
     async def _run(self, program: Program[R], timeout: float | None = None) -> R:
         self._check()
-        self._calls += 1
+        self._calls.add(program)
         try:
             assert self._client is not None
             deadline = time.monotonic() + (timeout or self._settings.timeout)
             return await run_program_async(self._client, self._keeper, program, deadline, self._wait_view)
         finally:
-            self._calls -= 1
+            self._calls.discard(program)
             if not self._calls:
                 self._idle.set()
 

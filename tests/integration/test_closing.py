@@ -219,7 +219,7 @@ async def test_closing_ends_those_who_wait(open_store: Open, other: AnyStore, pr
         await asyncio.to_thread(eventually, lambda: proxy.count("Watch") >= 2)
         assert all(call.answered.wait(10) for call in tuple(proxy.calls) if call.method == "Watch")
     else:
-        await asyncio.to_thread(eventually, lambda: store.raw._calls == 2)
+        await asyncio.to_thread(eventually, lambda: len(store.raw._calls) == 2)
     begun = time.monotonic()
     await store.close()
     assert time.monotonic() - begun < 10
@@ -250,7 +250,7 @@ async def test_calls_under_way_end_with_an_error_of_the_package(
             store.retry_step(RUN, "c"),
         )
     ]
-    await asyncio.to_thread(eventually, lambda: store.raw._calls == len(calls) - 1)  # all but the second watch
+    await asyncio.to_thread(eventually, lambda: len(store.raw._calls) == len(calls) - 1)  # all but the second watch
     await store.close()
     ends = [await ended(call) for call in calls]
     proxy.blackhole(False)
