@@ -83,9 +83,10 @@ class _Queue:
     def batch(self, first: Pending | None = None) -> tuple[Batch, list[Pending]]:
         """Take together what waits; also gives those who have waited too long, and go alone now."""
         batch = Batch(self._most)
-        if first is not None:
-            self._take(batch, first)
-        kept, late = [], []
+        kept: list[Pending] = []
+        late: list[Pending] = []
+        if first is not None and not self._take(batch, first):
+            late.append(first)  # too much for a shared one: this etcd takes less than was thought
         oldest = time.monotonic() - self.attempt_timeout
         for _ in range(len(self.waiting)):
             if batch.full:
@@ -121,7 +122,7 @@ class _Queue:
             if entry is not None and not batches[-1].take(entry):
                 batches.append(Batch(self._most))
                 batches[-1].take(entry)
-        return entries, batches if batches[0].members else []
+        return entries, [batch for batch in batches if batch.members]
 
     def answered(self, batch: Batch, answer: Any) -> list[Pending]:
         """Tell all members what became of them; gives those who are done. The others wait again."""
@@ -243,7 +244,8 @@ class Committer:
         try:
             batch, ready = self._queue.batch(entry)
             try:
-                ready += self._queue.answered(batch, self._client.attempt(*_question(batch), timeout))
+                if batch.members:
+                    ready += self._queue.answered(batch, self._client.attempt(*_question(batch), timeout))
             except BaseException as error:
                 ready += self._queue.failed(batch, error)
                 if not isinstance(error, Failed):
