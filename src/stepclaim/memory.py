@@ -24,7 +24,7 @@ from stepclaim._core.ops import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _UNBATCHED = 128
 """etcd refuses a transaction with more operations."""
@@ -65,6 +65,20 @@ class InMemoryBackend:
         if reply.revision != before:
             self._tell()
         return reply
+
+    def many(self, ops: Sequence[Txn]) -> list[TxnReply | Exception]:
+        """Carry out several transactions as etcd does in a shared one: all conditions first, one revision for all."""
+        with self._lock:
+            hold = [all(self._holds(each) for each in op.compares) and self._unfenced(op.fence) for op in ops]
+            branches = [op.success if held else op.failure for op, held in zip(ops, hold, strict=True)]
+            before = self._revision
+            self._revision += any(self._writes(each) for branch in branches for each in branch)
+            replies: list[TxnReply | Exception] = [
+                self._carry_out(branch, succeeded=held) for branch, held in zip(branches, hold, strict=True)
+            ]
+        if self._revision != before:
+            self._tell()
+        return replies
 
     def fence(self, op: Fence) -> TxnReply:
         """Rewrite a session key while it still is that session's."""
@@ -158,9 +172,12 @@ class InMemoryBackend:
     def _apply(self, actions: tuple[Action, ...], *, succeeded: bool) -> TxnReply:
         if len(actions) > _UNBATCHED:
             raise ValueError(f"{len(actions)} operations in one transaction: etcd would refuse them")
+        self._revision += any(self._writes(each) for each in actions)
+        return self._carry_out(actions, succeeded=succeeded)
+
+    def _carry_out(self, actions: tuple[Action, ...], *, succeeded: bool) -> TxnReply:
         found: list[KeyValue | None] = []
         put = tuple(each.key not in self._kvs for each in actions if isinstance(each, PutOnce))
-        self._revision += any(self._writes(each) for each in actions)
         for each in actions:
             old = self._kvs.get(each.key)
             if isinstance(each, Get):

@@ -156,7 +156,7 @@ class _InMemoryStore:
         if isinstance(op, Txn):
             return self.backend.txn(op)
         if isinstance(op, Many):
-            return [self.backend.txn(each) for each in op.txns]
+            return self.backend.many(op.txns)
         if isinstance(op, Range):
             return self.backend.range(op)
         if isinstance(op, OpenSession):
