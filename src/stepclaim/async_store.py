@@ -12,17 +12,16 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepclaim._core import runs
-from stepclaim._core.context import Context
-from stepclaim._core.keys import Keyspace
+from stepclaim._core.driving import drive_async
 from stepclaim._core.ops import Later, prefix_end
 from stepclaim._etcd.aio_client import AsyncClient
 from stepclaim._etcd.channel import NO_ACCESS, Access
-from stepclaim._etcd.keeper import Keeper, no_session
-from stepclaim._etcd.perform import run_program_async
+from stepclaim._etcd.keeper import Keeper
+from stepclaim._etcd.perform import AsyncPerformer
 from stepclaim._etcd.watch import stream_async
 from stepclaim.async_run_store import AsyncRunStore, carried_through, share_docstrings
 from stepclaim.errors import ConfigurationError, StoreClosedError
-from stepclaim.identity import borrowed, fork_error, new_id, utc_now
+from stepclaim.identity import borrowed, context_of, fork_error
 from stepclaim.settings import Endpoints, Overrides, Settings
 from stepclaim.sync_store import EtcdRunStore
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from stepclaim._core.ops import Batch, Program, SessionView
+    from stepclaim._core.ops import Batch, Program
     from stepclaim.models import StepClaim
     from stepclaim.session import Session
 
@@ -49,6 +48,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
         """Prepare the store. Use `connect` or `from_client`."""
         self._pid = os.getpid()
         self._settings = settings
+        self._timeout = settings.timeout
         self._access = access
         self._wants_session = session
         self._opened = False
@@ -57,11 +57,10 @@ class AsyncEtcdRunStore(AsyncRunStore):
         self._calls: set[Program[Any]] = set()
         self._idle = asyncio.Event()
         self._session_changed = asyncio.Event()
-        self._ctx = Context(
-            Keyspace(settings.prefix), settings.owner_name, value_limit=settings.value_limit, now=utc_now, new_id=new_id
-        )
+        self._ctx = context_of(settings)
         self._client: AsyncClient | None = None
         self._keeper: Keeper | None = None
+        self._performer: AsyncPerformer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -87,17 +86,18 @@ class AsyncEtcdRunStore(AsyncRunStore):
             raise StoreClosedError("a store is opened once: make another one")
         self._loop = asyncio.get_running_loop()
         self._client = AsyncClient(self._settings, self._access)
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = time.monotonic() + self._timeout
         try:
             if self._wants_session:
                 await self._open_session(deadline)
             else:
                 attempts = max(3, len(self._settings.endpoints))
-                ping = runs.ping(self._ctx)
-                await run_program_async(self._client, None, ping, deadline, self._wait_view, attempts=attempts)
+                ping = AsyncPerformer(self._client, None, self._session_changed, attempts)
+                await drive_async(runs.ping(self._ctx), ping.perform, deadline, ping.view)
         except BaseException:
             await self._client.close()
             raise
+        self._performer = AsyncPerformer(self._client, self._keeper, self._session_changed)
         self._opened = True
         return self
 
@@ -159,28 +159,16 @@ class AsyncEtcdRunStore(AsyncRunStore):
 
     async def _run(self, program: Program[R], timeout: float | None = None) -> R:
         self._check()
-        self._calls.add(program)
+        calls, performer = self._calls, self._performer
+        assert performer is not None
+        deadline = time.monotonic() + (timeout or self._timeout)
+        calls.add(program)
         try:
-            assert self._client is not None
-            deadline = time.monotonic() + (timeout or self._settings.timeout)
-            return await run_program_async(self._client, self._keeper, program, deadline, self._wait_view)
+            return await drive_async(program, performer.perform, deadline, performer.view)
         finally:
-            self._calls.discard(program)
-            if not self._calls:
+            calls.discard(program)
+            if not calls:
                 self._idle.set()
-
-    async def _wait_view(self, deadline: float) -> SessionView:
-        assert self._keeper is not None
-        while (view := self._keeper.view()) is None:
-            self._session_changed.clear()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise no_session(self._keeper.session)
-            try:
-                await asyncio.wait_for(self._session_changed.wait(), min(left, 0.5))
-            except TimeoutError:
-                continue
-        return view
 
     def _run_later(self, program: Callable[[], Program[Any]]) -> None:
         if self._keeper is not None:
@@ -204,7 +192,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
         await carried_through(self._ending)
 
     async def _close_all(self) -> None:
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = time.monotonic() + self._timeout
         if self._client is not None:
             self._client.stop_waiting()
         if self._keeper is not None:

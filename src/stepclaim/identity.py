@@ -1,23 +1,41 @@
-"""Small facts that every store on etcd needs: time, ids, whose process this is, and what a borrowed client knows."""
+"""Small facts that every store needs: time, ids, whose process this is, and what a borrowed client knows."""
 
 from __future__ import annotations
 
 import os
+import threading
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
+from stepclaim._core.context import Context
+from stepclaim._core.keys import Keyspace
 from stepclaim._etcd.channel import Access
 from stepclaim.errors import ConfigurationError, StoreClosedError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def utc_now() -> datetime:
-    """Give the time that goes into records."""
-    return datetime.now(UTC)
+    from stepclaim.settings import Settings
 
 
-def new_id() -> str:
-    """Give an id that no process gives twice, also after a fork."""
-    return os.urandom(9).hex()
+def context_of(settings: Settings) -> Context:
+    """Give a store what all its programs share."""
+    return Context(
+        Keyspace(settings.prefix),
+        settings.owner_name,
+        value_limit=settings.value_limit,
+        now=partial(datetime.now, UTC),
+        new_id=_id_source(),
+        lock=threading.Lock(),
+    )
+
+
+def _id_source() -> Callable[[], str]:
+    """Give what makes ids that nobody else makes: a random part of its own, and a number."""
+    own, numbers = os.urandom(9).hex(), count()
+    return lambda: f"{own}{next(numbers):x}"
 
 
 def seconds(timeout: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stepclaim.models import SessionState
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stepclaim")
 
 
-def boot_time() -> float:
-    """Read a clock that also runs while the machine is suspended, where the system has one."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+boot_time: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Read a clock that also runs while the machine is suspended, where the system has one."""
 
 
 class Session:

@@ -9,16 +9,15 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepclaim._core import runs
-from stepclaim._core.context import Context
-from stepclaim._core.keys import Keyspace
+from stepclaim._core.driving import drive
 from stepclaim._core.ops import Later, prefix_end
 from stepclaim._etcd.channel import NO_ACCESS, Access
 from stepclaim._etcd.client import Client
 from stepclaim._etcd.keeper import Keeper
-from stepclaim._etcd.perform import run_program
+from stepclaim._etcd.perform import Performer, run_program
 from stepclaim._etcd.watch import stream
 from stepclaim.errors import ConfigurationError, StoreClosedError
-from stepclaim.identity import borrowed, fork_error, new_id, utc_now
+from stepclaim.identity import borrowed, context_of, fork_error
 from stepclaim.run_store import RunStore
 from stepclaim.settings import Endpoints, Overrides, Settings
 
@@ -51,9 +50,7 @@ class EtcdRunStore(RunStore):
         self._timeout = settings.timeout
         self._calls: set[Program[Any]] = set()
         self._idle = threading.Condition()
-        keys = Keyspace(settings.prefix)
-        owner = settings.owner_name
-        self._ctx = Context(keys, owner, value_limit=settings.value_limit, now=utc_now, new_id=new_id)
+        self._ctx = context_of(settings)
         self._client = Client(settings, access)
         self._keeper: Keeper | None = None
         deadline = time.monotonic() + settings.timeout
@@ -62,8 +59,8 @@ class EtcdRunStore(RunStore):
                 self._keeper = Keeper(
                     settings,
                     access,
-                    keys,
-                    owner,
+                    self._ctx.keys,
+                    self._ctx.owner,
                     deliver=_in_a_thread,
                     lost_event=threading.Event,
                     changed=lambda: None,
@@ -76,6 +73,7 @@ class EtcdRunStore(RunStore):
         except BaseException:
             self._client.close()
             raise
+        self._perform = Performer(self._client, self._keeper).perform
         self._closed = False
 
     @classmethod
@@ -121,7 +119,7 @@ class EtcdRunStore(RunStore):
         self._calls.add(program)  # before the check, so that a call that passes it is waited for by `close`
         try:
             self._check()
-            return run_program(self._client, self._keeper, program, time.monotonic() + (timeout or self._timeout))
+            return drive(program, self._perform, time.monotonic() + (timeout or self._timeout))
         finally:
             self._calls.discard(program)
             if self._closed and os.getpid() == self._pid:  # a forked child's copy of the lock may be held for ever

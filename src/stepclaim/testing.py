@@ -8,16 +8,17 @@ etcd for the whole test session).
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core.context import Context
 from stepclaim._core.driving import drive, drive_async
-from stepclaim._core.keys import Keyspace
 from stepclaim._core.ops import (
     Batch,
+    Begin,
     Fence,
+    Finish,
     Later,
     Many,
     Op,
@@ -33,7 +34,7 @@ from stepclaim._core.ops import (
 from stepclaim.async_run_store import AsyncRunStore
 from stepclaim.embedded import EmbeddedEtcd
 from stepclaim.errors import DeadlineExceededError, StoreClosedError
-from stepclaim.identity import new_id, utc_now
+from stepclaim.identity import context_of
 from stepclaim.memory import InMemoryBackend
 from stepclaim.run_store import RunStore
 from stepclaim.session import Session
@@ -84,9 +85,7 @@ class _InMemoryStore:
         settings = Settings(prefix=prefix, lease_ttl=lease_ttl, value_limit=value_limit, **said)
         self.backend = backend or InMemoryBackend()
         self._leased = lease_ttl is not None
-        self._ctx = Context(
-            Keyspace(settings.prefix), settings.owner_name, value_limit=value_limit, now=utc_now, new_id=new_id
-        )
+        self._ctx = context_of(settings)
         self._callbacks: list[Callable[[Session], Any]] = []
         self._view, self._session = self._open_session()
 
@@ -108,7 +107,7 @@ class _InMemoryStore:
 
     def _open_session(self) -> tuple[SessionView, Session]:
         lease = self.backend.grant()
-        name = f"{self._ctx.owner}-{new_id()[:12]}"
+        name = f"{self._ctx.owner}-{secrets.token_hex(6)}"
         key = self._ctx.keys.session(name)
         reply = self.backend.txn(Txn(compares=(), success=(Put(key, b'{"v":1}', lease),)))
         session = Session(name, self._ctx.owner, lease, None, self._callbacks, lambda tell: tell(), self._lost_event())
@@ -157,6 +156,10 @@ class _InMemoryStore:
             return self.backend.txn(op)
         if isinstance(op, Many):
             return self.backend.many(op.txns)
+        if isinstance(op, Begin):
+            return self._perform(op.op)
+        if isinstance(op, Finish):
+            return op.begun
         if isinstance(op, Range):
             return self.backend.range(op)
         if isinstance(op, OpenSession):
@@ -178,12 +181,12 @@ class _InMemoryStore:
     def _drive(self, program: Program[R], deadline: float) -> R:
         self._check()
 
-        def perform(op: Op[Any]) -> Any:
+        def perform(op: Op[Any], deadline: float) -> Any:
             if isinstance(op, UntilChanged):
                 return self._wait(op.key, b"", op.revision, deadline)
             return self._perform(op)
 
-        return drive(program, perform)
+        return drive(program, perform, deadline)
 
 
 class InMemoryRunStore(_InMemoryStore, RunStore):
@@ -231,13 +234,13 @@ class AsyncInMemoryRunStore(_InMemoryStore, AsyncRunStore):
         self._check()
         deadline = time.monotonic() + (timeout or _TIMEOUT)
 
-        async def perform(op: Op[Any]) -> Any:
+        async def perform(op: Op[Any], deadline: float) -> Any:
             await asyncio.sleep(0)  # others get their turn between two operations, as they would on etcd
             if isinstance(op, UntilChanged):
                 return await self._await(op.key, b"", op.revision, deadline)
             return self._perform(op)
 
-        return await drive_async(program, perform)
+        return await drive_async(program, perform, deadline, lambda: self._view)
 
     async def _await(self, key: bytes, range_end: bytes, after: int, deadline: float | None) -> None:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()

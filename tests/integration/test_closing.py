@@ -355,7 +355,7 @@ def doubt_the_lease(store: Any) -> None:
     """Let the local deadline pass while etcd has the lease for long."""
     keeper = store._keeper
     with keeper._condition:
-        keeper._clock._deadline = boot_time()
+        keeper._clock.deadline = boot_time()
         keeper._condition.notify_all()
 
 

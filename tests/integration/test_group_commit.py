@@ -143,7 +143,8 @@ async def queued(store: AnyStore, count: int) -> None:
 async def gathering(
     proxy: EtcdProxy, store: AnyStore, first: Callable[[], Any], calls: Sequence[Callable[[], Any]]
 ) -> list[asyncio.Task[Any]]:
-    """Hold a first call's request until all others wait behind it, then let it go; gives all of them."""
+    """Hold a first call's request until all others wait behind it, for one flight of all; gives all of them."""
+    store.raw._client.committer.flights = 1
     fault = proxy.hold_request("Txn", 1)
     tasks = [asyncio.ensure_future(first())]
     await until(fault.happened.is_set)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stepclaim._core.batching import LARGEST_MEMBER, MOST_OPERATIONS, Batch, Pending, pending
 from stepclaim._core.ops import Compare, Delete, Get, KeyValue, Put, PutOnce, SessionView, Txn, TxnReply
+from stepclaim._etcd.commit import WaitingThread
 from stepclaim._etcd.wire import batch_replies, batch_request
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def write(key: bytes, *more: Action, value: bytes = b"result") -> Txn:
 
 def entry(op: Txn, *, look: bool = False) -> Pending:
     """Measure a transaction that may share."""
-    made = pending(op, 0.0)
+    made = pending(op, 0.0, Pending)
     assert made is not None
     made.look = look
     return made
@@ -120,7 +121,7 @@ def test_whatever_comes_a_batch_is_one_that_etcd_takes_and_in_which_none_meets_a
     taken: list[Pending] = []
     refused: list[Pending] = []
     for op, looks in parts:
-        each = pending(op, 0.0)
+        each = pending(op, 0.0, Pending)
         if each is None:
             continue
         each.look = looks and op.fence is not None
@@ -142,7 +143,7 @@ def test_whatever_comes_a_batch_is_one_that_etcd_takes_and_in_which_none_meets_a
     # everybody has exactly one place, and a follower's is behind the same claim
     assert sorted(map(id, batch.everyone)) == sorted(map(id, taken))
     for member in batch.members:
-        for follower in member.followers:
+        for follower in member.followers or ():
             assert follower.claim == member.claim
     # one fence for all that have one
     assert {each.op.fence for each in batch.members if each.op.fence and not each.look} <= {batch.fence}
@@ -174,7 +175,7 @@ def _alone(each: Pending) -> Batch:
     ids=["deletes a range", "compares a range", "writes if it fails", "long", "large", "large ledger", "large in sum"],
 )
 def test_what_goes_alone(op: Txn) -> None:
-    assert pending(op, 0.0) is None
+    assert pending(op, 0.0, Pending) is None
 
 
 # --- what must wait for the next -------------------------------------------------------------------------------------
@@ -364,7 +365,7 @@ def test_who_followed_one_that_was_refused_for_another_reason_tries_again() -> N
     done, again = batch.settle([refused])
     assert (done, again) == ([first], [second])
     assert (first.reply, second.reply) == (refused, None)
-    assert first.followers == []
+    assert first.followers is None
 
 
 def test_a_moved_fence_is_told_to_those_who_have_it_and_the_others_wait_again() -> None:
@@ -414,7 +415,7 @@ def test_who_looks_and_finds_nothing_claims_next() -> None:
     assert (done, again) == ([], [looking, follower])
     assert (looking.reply, follower.reply) == (None, None)
     assert looking.looked, "it does not look for ever"
-    assert looking.followers == []
+    assert looking.followers is None
 
 
 def test_members_succeed_and_fail_by_themselves() -> None:
@@ -449,7 +450,8 @@ def test_members_succeed_and_fail_by_themselves() -> None:
 
 
 def test_who_is_to_wait_again_is_decided_for_once() -> None:
-    waiting = entry(write(b"/a"))
+    waiting = pending(write(b"/a"), 0.0, WaitingThread)
+    assert waiting is not None
     assert waiting.take()
     assert not waiting.take()
     waiting.reopen()

@@ -24,7 +24,18 @@ import pytest
 from etcd3 import etcdrpc
 
 from servers import eventually
-from stepclaim._core.ops import Compare, Delete, Get, Put, PutOnce, SessionView, Txn, TxnReply
+from stepclaim._core.ops import (
+    Compare,
+    Delete,
+    Get,
+    Put,
+    PutOnce,
+    Range,
+    RangeReply,
+    SessionView,
+    Txn,
+    TxnReply,
+)
 from stepclaim._etcd import commit
 from stepclaim._etcd.commit import AsyncCommitter, Committer
 from stepclaim._etcd.retry import Failed
@@ -151,9 +162,13 @@ class Etcd:
     def _get(self, request: Any) -> Any:
         answer = etcdrpc.RangeResponse()
         answer.header.revision = self._revision
-        kv = self._kvs.get(request.key)
-        if kv is not None:
+        if request.range_end:
+            found = [self._kvs[key] for key in sorted(self._kvs) if request.key <= key < request.range_end]
+        else:
+            found = [self._kvs[request.key]] if request.key in self._kvs else []
+        for kv in found[: request.limit or None]:
             answer.kvs.add(**kv)
+        answer.more = 0 < request.limit < len(found)
         return answer
 
 
@@ -227,6 +242,10 @@ class Face:
     def commit(self, op: Txn) -> Awaitable[Told]:
         raise NotImplementedError
 
+    def read(self, op: Range) -> Awaitable[RangeReply | None]:
+        """Read with others; what is told is None where the read is to go by itself."""
+        raise NotImplementedError
+
     async def flight(self) -> Flight:
         """Wait for the next request."""
         raise NotImplementedError
@@ -282,6 +301,11 @@ class Threads(Face):
         call = asyncio.get_running_loop().run_in_executor(self._pool, self.told, op)
         return asyncio.ensure_future(asyncio.wait_for(call, PATIENCE))
 
+    def read(self, op: Range) -> Awaitable[RangeReply | None]:
+        call = functools.partial(self.committer.read, op, self.timeout, time.monotonic() + 60)
+        reading = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return asyncio.ensure_future(asyncio.wait_for(reading, PATIENCE))
+
     async def flight(self) -> Flight:
         return await asyncio.to_thread(self.next_flight)
 
@@ -312,14 +336,24 @@ class Tasks(Face):
     def commit(self, op: Txn) -> asyncio.Task[Told]:
         async def told() -> Told:
             try:
-                reply: TxnReply = await asyncio.wait_for(
-                    self.committer.commit(op, self.timeout, time.monotonic() + 60), PATIENCE
-                )
+                return await asyncio.wait_for(self.attempt_at(op, self.timeout, time.monotonic() + 60), PATIENCE)
             except BaseException as error:  # noqa: BLE001 - it is what the test looks at
                 return error
-            return reply
 
         return asyncio.create_task(told())
+
+    def read(self, op: Range) -> asyncio.Task[RangeReply | None]:
+        async def told() -> RangeReply | None:
+            sharing = self.committer.read(op, self.timeout, time.monotonic() + 60)
+            return None if sharing is None else await asyncio.wait_for(sharing, PATIENCE)
+
+        return asyncio.create_task(told())
+
+    async def attempt_at(self, op: Txn, timeout: float, deadline: float) -> TxnReply:
+        """Commit as a performer does: alone, if it turns out that it can't share."""
+        shared: TxnReply | None = await self.committer.commit(op, timeout, deadline)
+        alone: TxnReply = await self.committer.alone(op, timeout) if shared is None else shared
+        return alone
 
     async def flight(self) -> Flight:
         return await asyncio.wait_for(self._flights.get(), PATIENCE)
@@ -574,8 +608,10 @@ async def test_an_answer_that_can_not_be_read_is_told_to_all(face: Face) -> None
 
 @pytest.fixture(params=["threads", "asyncio"])
 async def small(request: pytest.FixtureRequest, pool: ThreadPoolExecutor) -> Face:
-    """Give a face before an etcd that takes 16 operations in a transaction."""
-    return Threads(pool, Etcd(most=16), 5.0) if request.param == "threads" else Tasks(Etcd(most=16), 5.0)
+    """Give a face before an etcd that takes 16 operations in a transaction; one flight at a time, to count them."""
+    face = Threads(pool, Etcd(most=16), 5.0) if request.param == "threads" else Tasks(Etcd(most=16), 5.0)
+    face.committer.flights = 1
+    return face
 
 
 async def all_answered(face: Face, *ops: Txn, first: bytes, alone: tuple[Txn, ...] = ()) -> float:
@@ -831,7 +867,7 @@ async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolE
 
 async def test_who_has_little_time_left_goes_at_once(face: Face) -> None:
     begun, flight = await face.first()
-    hurried: Any = face.committer.commit
+    hurried: Any = face.attempt_at if isinstance(face, Tasks) else face.committer.commit
     for timeout, left in ((face.timeout, 2.5 * face.timeout), (face.timeout / 2, 60.0)):
         call = functools.partial(hurried, write(f"/hurried {left}".encode()), timeout, time.monotonic() + left)
         task = asyncio.ensure_future(call() if isinstance(face, Tasks) else asyncio.to_thread(call))
@@ -896,6 +932,195 @@ async def test_the_task_that_carries_is_cancelled_with_all_that_it_does_not_know
         told = await caller
         assert isinstance(told, TxnReply | Failed), "nobody waits for a task that is no more"
     assert isinstance(await tasks.commit(write(b"/works")), TxnReply)
+
+
+# --- reads that go along ---------------------------------------------------------------------------------------------
+
+
+def prefix(key: bytes, limit: int = 0) -> Range:
+    return Range(key=key, range_end=key[:-1] + bytes((key[-1] + 1,)), limit=limit, shared=True)
+
+
+def one(key: bytes) -> Range:
+    return Range(key=key, range_end=b"", shared=True)
+
+
+async def test_a_read_goes_by_itself_where_nobody_is_on_the_way(face: Face) -> None:
+    assert await face.read(one(b"/a")) is None
+    assert face.sent == 0
+
+
+async def test_reads_go_ahead_of_the_writes_that_take_them_along(face: Face) -> None:
+    """They see what stood before the transaction, of which a revision can be told by no part of it."""
+    face.etcd.put(b"/a", b"before")
+    begun, flight = await face.first()
+    written = face.commit(Txn(compares=(), success=(Put(b"/a", b"after"), Put(b"/b", b"new"))))
+    await face.waiting(1)
+    reads = [face.read(one(b"/a")), face.read(prefix(b"/")), face.read(one(b"/none"))]
+    await face.waiting(4)
+    flight.answer()
+    flight = await face.flight()
+    kinds = [member.WhichOneof("request") for member in flight.members]
+    assert kinds == ["request_range"] * 3 + ["request_txn"]
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+    assert isinstance(await written, TxnReply)
+    of_one, of_all, of_none = await asyncio.gather(*reads)
+    assert of_one is not None
+    assert [kv.value for kv in of_one.kvs] == [b"before"]
+    assert of_all is not None
+    assert [kv.key for kv in of_all.kvs] == [b"/a", b"/first", b"/session"]
+    assert of_none is not None
+    assert of_none.kvs == []
+    assert face.sent == 2
+    await works(face)
+
+
+async def test_reads_alone_go_by_themselves(face: Face) -> None:
+    """A transaction that only reads would save little, and an etcd before 3.5.5 can end by one that is cut off."""
+    begun, flight = await face.first()
+    reads = [face.read(one(b"/a")), face.read(one(b"/b"))]
+    await face.waiting(2)
+    flight.answer()
+    assert isinstance(await begun, TxnReply)
+    assert await asyncio.gather(*reads) == [None, None]
+    assert face.sent == 1
+    await works(face)
+
+
+async def test_a_read_of_several_pages_goes_by_itself(face: Face) -> None:
+    for number in range(5):
+        face.etcd.put(f"/p/{number}".encode(), b"")
+    begun, flight = await face.first()
+    written = face.commit(write(b"/w"))
+    await face.waiting(1)
+    fits, does_not = face.read(prefix(b"/p/", limit=5)), face.read(prefix(b"/p/", limit=4))
+    await face.waiting(3)
+    flight.answer()
+    (await face.flight()).answer()
+    assert isinstance(await begun, TxnReply)
+    assert isinstance(await written, TxnReply)
+    reply = await fits
+    assert reply is not None
+    assert len(reply.kvs) == 5
+    assert await does_not is None
+    await works(face)
+
+
+@pytest.mark.parametrize("how", ["fail", "refuse", "lose", "fence"])
+async def test_a_read_is_not_told_of_the_troubles_of_those_who_take_it_along(face: Face, how: str) -> None:
+    begun, flight = await face.first()
+    claiming = face.commit(claim(b"/c", fence=session(99 if how == "fence" else 1)))
+    await face.waiting(1)
+    reading = face.read(one(b"/a"))
+    await face.waiting(2)
+    face.decide = None
+    flight.answer()
+    flight = await face.flight()
+    face.decide = Flight.answer
+    if how == "fence":
+        flight.answer()
+    elif how == "lose":
+        flight.lose()
+    else:
+        flight.fail(failure() if how == "fail" else refusal())
+    assert isinstance(await begun, TxnReply)
+    told = await claiming
+    assert await reading is None
+    if how == "fence":
+        assert isinstance(told, TxnReply)
+        assert told.fence_moved
+    elif how == "refuse":
+        assert isinstance(told, TxnReply), "it went alone"
+    else:
+        assert doubt(told)
+    face.decide = None
+    await works(face)
+
+
+# --- several flights -------------------------------------------------------------------------------------------------
+
+
+def many(name: str, count: int) -> list[Txn]:
+    return [write(f"/{name}/{number}".encode()) for number in range(count)]
+
+
+async def test_a_second_flight_goes_once_it_is_worth_it_and_no_third(tasks: Tasks) -> None:
+    begun, first = await tasks.first()
+    callers = [tasks.commit(op) for op in many("few", 31)]
+    await tasks.waiting(31)
+    callers.append(tasks.commit(write(b"/enough")))
+    second = await tasks.flight()
+    assert len(second.members) == 32
+    callers += [tasks.commit(op) for op in many("more", 60)]
+    await tasks.waiting(60)
+    second.answer()
+    third = await tasks.flight()
+    assert len(third.members) == 60, "what waits goes when one of the two is back"
+    for flight in (first, third):
+        flight.answer()
+    told = await asyncio.gather(begun, *callers)
+    assert [each.succeeded if isinstance(each, TxnReply) else each for each in told] == [True] * len(told)
+    assert tasks.sent == 3
+    await works(tasks)
+
+
+async def test_who_waits_when_nobody_is_on_the_way_is_divided_in_two(tasks: Tasks) -> None:
+    begun, first = await tasks.first()
+    callers = [tasks.commit(op) for op in many("a", 40)]
+    second = await tasks.flight()
+    callers += [tasks.commit(op) for op in many("b", 70)]
+    await tasks.waiting(70)
+    first.answer()
+    second.answer()
+    flights = [await tasks.flight(), await tasks.flight()]
+    assert [len(flight.members) for flight in flights] == [35, 35]
+    for flight in reversed(flights):  # the later one may be back first
+        flight.answer()
+    told = await asyncio.gather(begun, *callers)
+    assert [each.succeeded if isinstance(each, TxnReply) else each for each in told] == [True] * len(told)
+    await works(tasks)
+
+
+@pytest.mark.parametrize("won", [True, False])
+async def test_a_claim_does_not_follow_the_same_claim_in_another_flight(tasks: Tasks, won: bool) -> None:
+    """It would cost etcd a refusal, and only then: it waits, and looks, or claims if nobody has the step."""
+    if not won:
+        tasks.etcd.put(b"/step", b"theirs")
+    begun, first = await tasks.first(claim(b"/step"))
+    same = [tasks.commit(claim(b"/step", f"{number}".encode())) for number in range(3)]
+    others = [tasks.commit(op) for op in many("a", 40)]
+    second = await tasks.flight()
+    assert len(second.members) == 40
+    assert b"/step" not in second.request
+    first.answer()
+    second.answer()
+    looking = await tasks.flight()
+    assert looking.reads, "who waited for it only looks"
+    looking.answer()
+    told = [await each for each in (begun, *same)]
+    assert [each.succeeded if isinstance(each, TxnReply) else each for each in told] == [won, False, False, False]
+    assert all(isinstance(each, TxnReply) for each in await asyncio.gather(*others))
+    assert tasks.sent == 3
+    await works(tasks)
+
+
+async def test_after_a_flight_that_failed_the_same_claim_is_made_again(tasks: Tasks) -> None:
+    begun, first = await tasks.first(claim(b"/step"))
+    same = tasks.commit(claim(b"/step", b"other"))
+    others = [tasks.commit(op) for op in many("a", 40)]
+    second = await tasks.flight()
+    first.fail(failure())
+    second.answer()
+    third = await tasks.flight()
+    assert not third.reads
+    third.answer()
+    assert doubt(await begun)
+    told = await same
+    assert isinstance(told, TxnReply)
+    assert told.succeeded
+    assert all(isinstance(each, TxnReply) for each in await asyncio.gather(*others))
+    await works(tasks)
 
 
 # --- all at once -----------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from etcd3 import etcdrpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stepclaim._core.batching import Batch, Pending
-from stepclaim._core.ops import Action, Compare, Delete, Fence, Get, Put, PutOnce, SessionView, Txn
-from stepclaim._etcd.encoding import encode_action, encode_op, encode_txn
+from stepclaim._core.batching import Batch, Pending, reading
+from stepclaim._core.ops import Action, Compare, Delete, Fence, Get, Put, PutOnce, Range, SessionView, Txn
+from stepclaim._etcd.encoding import encode_op, encode_txn
 from stepclaim._etcd.wire import batch_request, fence_request, txn_request
 
 thoroughly = settings(
@@ -137,17 +137,29 @@ claims = st.builds(
 members = st.lists(st.tuples(transactions(st.none()) | claims, st.booleans()), max_size=6)
 
 
+ranges = st.builds(
+    Range, key=keys, range_end=st.just(b"") | keys, limit=st.sampled_from([0, 1, 100, 10_000]), keys_only=st.booleans()
+)
+
+
+def read(op: Range) -> Any:
+    request = etcdrpc.RangeRequest(key=op.key, range_end=op.range_end, limit=op.limit, keys_only=op.keys_only)
+    return etcdrpc.RequestOp(request_range=request)
+
+
 @thoroughly
-@given(members, st.none() | sessions)
-def test_a_shared_transaction(parts: list[tuple[Txn, bool]], fence: SessionView | None) -> None:
+@given(members, st.lists(ranges, max_size=3), st.none() | sessions)
+def test_a_shared_transaction(parts: list[tuple[Txn, bool]], reads: list[Range], fence: SessionView | None) -> None:
     batch = Batch()
+    batch.reads = [reading(op, 0.0, Pending) for op in reads]
     batch.fence = fence
     expected = etcdrpc.TxnRequest()
     if fence is not None:
         expected.compare.append(unmoved(fence))
         expected.failure.append(action(Get(fence.key)))
+    expected.success.extend(map(read, reads))
     for op, looks in parts:
-        member = Pending(op, 1, 1, 0.0, only_writes=False)
+        member = Pending(op, op.compares[0].key if op.fence else None, 1, 1, 0.0, False)
         member.look = looks and op.fence is not None
         batch.members.append(member)
         if member.look:
@@ -160,8 +172,8 @@ def test_a_shared_transaction(parts: list[tuple[Txn, bool]], fence: SessionView 
 def test_the_edges_of_lengths_and_numbers() -> None:
     for size in (0, 1, 127, 128, 4095, 4096, 4097, 2**14 - 1, 2**14, 2**14 + 1, 2**21, 300_000):
         op = Put(b"k" * max(size, 1), b"v" * size)
-        assert parsed(encode_txn((), (encode_action(op),), ())).success[0] == action(op)
+        assert parsed(encode_txn((), (op,), ())).success[0] == action(op)
     for number in EDGES:
         put = Put(b"k", b"v", number)
-        told = parsed(encode_txn((Compare(b"k", "mod", number),), (encode_action(put),), ()))
+        told = parsed(encode_txn((Compare(b"k", "mod", number),), (put,), ()))
         assert (told.compare[0].mod_revision, told.success[0].request_put.lease) == (number, number)

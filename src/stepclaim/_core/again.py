@@ -64,7 +64,7 @@ def retry_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
         if reply.succeeded:
             break
     if holding is not None:
-        ctx.forget(ref, holding.claim.fencing_token)
+        ctx.forget(ref, holding.token)
 
 
 def _went_on(before: View, now: View) -> bool:

@@ -8,14 +8,15 @@ looks before it writes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence  # noqa: TC003 - msgspec reads the annotations
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core.ops import Get, KeyValue, Put, PutOnce, TxnReply
+from msgspec import Struct
+
+from stepclaim._core.ops import Get, KeyValue, Put, PutOnce, Range, Txn, TxnReply
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stepclaim._core.ops import SessionView, Txn
+    from stepclaim._core.ops import SessionView
 
 MOST_OPERATIONS = 128
 """etcd's limit to a transaction: each level has the larger of its compares and its branches, and levels add up."""
@@ -27,91 +28,78 @@ LARGEST_MEMBER = 100_000
 _OVERHEAD = 100
 
 
-class Pending:
-    """A call's transaction that waits to be sent, and what became of it."""
+class Pending(Struct, eq=False):
+    """A call's transaction, or a read, that waits to be sent, and what became of it."""
 
-    __slots__ = (
-        "_open",
-        "done",
-        "error",
-        "followers",
-        "gate",
-        "leads",
-        "look",
-        "looked",
-        "only_writes",
-        "op",
-        "reply",
-        "since",
-        "size",
-        "weight",
-    )
-
-    def __init__(self, op: Txn, weight: int, size: int, since: float, *, only_writes: bool) -> None:
-        self.op = op
-        self.only_writes = only_writes
-        """Where it succeeds there is nothing to read in its answer."""
-        self.weight = weight
-        self.size = size
-        self.since = since
-        self.gate: Any = None
-        """What its caller waits at."""
-        self.done = False
-        self.look = False
-        """It only reads the claim key, because somebody seems to have it."""
-        self.looked = False
-        self.followers: list[Pending] = []
-        """The same claim by other callers, made while this one waited: they lose to whoever has it now."""
-        self.leads = False
-        """Its caller is to send what waits."""
-        self.reply: TxnReply | None = None
-        self.error: Exception | None = None
-        """Without a reply and an error it is to be sent alone."""
-        self._open = [True]
+    op: Any
+    """A Txn or a Range."""
+    claim: bytes | None
+    """The claim key that it would create."""
+    weight: int
+    size: int
+    since: float
+    only_writes: bool
+    """Where it succeeds there is nothing to read in its answer."""
+    reads: Sequence[bytes] = ()
+    writes: Sequence[bytes] = ()
+    look: bool = False
+    """It only reads the claim key, because somebody seems to have it."""
+    looked: bool = False
+    followers: list[Pending] | None = None
+    """The same claim by other callers, made while this one waited: they lose to whoever has it now."""
+    reply: Any = None
+    error: Exception | None = None
+    """Without a reply and an error it is to be sent alone."""
 
     def take(self) -> bool:
-        """Decide for one party what happens to it: it is sent, or its caller takes it back."""
-        try:
-            return self._open.pop()
-        except IndexError:
-            return False
+        """Tell whether it still is to be sent."""
+        return True
 
     def reopen(self) -> None:
         """Have it wait again."""
-        self._open.append(True)
-
-    @property
-    def claim(self) -> bytes | None:
-        """The claim key that it would create."""
-        return self.op.compares[0].key if self.op.fence is not None else None
 
 
-def pending(op: Txn, now: float) -> Pending | None:
+P = TypeVar("P", bound=Pending)
+
+
+def pending(op: Txn, now: float, kind: type[P]) -> P | None:
     """Measure a transaction; None for one that has to go alone."""
+    reads: list[bytes] = []
+    writes: list[bytes] = []
     size = 0
     put_once = get = False
     for compare in op.compares:
         if compare.range_end:
             return None
-        size += len(compare.key)
+        reads.append(compare.key)
     for action in op.success:
         if isinstance(action, Put):
             size += len(action.value)
+        elif isinstance(action, Get):
+            get = True
+            reads.append(action.key)
+            continue
         elif isinstance(action, PutOnce):
             put_once = True
             size += len(action.value)
-        elif isinstance(action, Get):
-            get = True
         elif action.range_end:
             return None
-        size += len(action.key) + _OVERHEAD
+        writes.append(action.key)
     for action in op.failure:
         if not isinstance(action, Get):
             return None
+        reads.append(action.key)
+    size += sum(map(len, reads)) + sum(map(len, writes)) + _OVERHEAD * (len(reads) + len(writes))
     weight = max(len(op.compares), len(op.success), len(op.failure)) + put_once
     if weight > MOST_OPERATIONS // 2 or size > LARGEST_MEMBER:
         return None
-    return Pending(op, weight, size, now, only_writes=not (put_once or get))
+    claim = None if op.fence is None else op.compares[0].key
+    return kind(op, claim, weight, size, now, not (put_once or get), reads, writes)
+
+
+def reading(op: Range, now: float, kind: type[P]) -> P:
+    """Give a read a place among transactions."""
+    return kind(op, None, 1, 0, now, False)
 
 
 class Batch:
@@ -119,11 +107,14 @@ class Batch:
 
     def __init__(self, most: int = MOST_OPERATIONS) -> None:
         self.members: list[Pending] = []
+        self.reads: list[Any] = []
+        """Those who only read what stood before it: they go ahead of all members, and don't go without one."""
         self.fence: SessionView | None = None
         self.standing: frozenset[bytes] = frozenset()
         """The claims that are known to stand, once the answer is there."""
         self._most = most
-        self._claims: dict[bytes, Pending] = {}
+        self.claims: dict[bytes, Pending] = {}
+        """The claims that its members make, or look for."""
         self._written: set[bytes] = set()
         self._touched: set[bytes] = set()
         """All keys that members write or look at."""
@@ -132,33 +123,39 @@ class Batch:
 
     def take(self, entry: Pending) -> bool:
         """Take a transaction in, unless it has to wait for the next one."""
-        op = entry.op
         key = entry.claim
-        first = self._claims.get(key) if key is not None else None
-        if first is not None:
-            first.followers.append(entry)
-            return True
-        if key is not None and entry.look:
-            if key in self._written or self.full:
-                return False
-            self._claims[key] = entry
-            self._touched.add(key)
-            self.members.append(entry)
-            return True
+        if key is not None:
+            first = self.claims.get(key)
+            if first is not None:
+                if first.followers is None:
+                    first.followers = []
+                first.followers.append(entry)
+                return True
+            if entry.look:
+                if key in self._written or self.full:
+                    return False
+                self.claims[key] = entry
+                self._touched.add(key)
+                self.members.append(entry)
+                return True
         heaviest = max(self._heaviest, entry.weight)
-        if len(self.members) + 1 + heaviest > self._most or self._bytes + entry.size > MOST_BYTES:
+        if self._count + 1 + heaviest > self._most or self._bytes + entry.size > MOST_BYTES:
             return False
-        if op.fence is not None and self.fence is not None and op.fence != self.fence:
-            return False
-        written = [action.key for action in op.success if not isinstance(action, Get)]
-        touched = [each.key for each in (*op.compares, *op.success, *op.failure)]
-        if not (self._written.isdisjoint(touched) and self._touched.isdisjoint(written)):
+        if isinstance(entry.op, Range):
+            self.reads.append(entry)
+            return True
+        reads, writes = entry.reads, entry.writes
+        if not (self._written.isdisjoint(reads) and self._touched.isdisjoint(writes)):
             return False
         if key is not None:
-            self._claims[key] = entry
-            self.fence = op.fence
-        self._written.update(written)
-        self._touched.update(touched)
+            fence = entry.op.fence
+            if self.fence is None:
+                self.fence = fence
+            elif fence is not self.fence and fence != self.fence:
+                return False
+            self.claims[key] = entry
+        self._written.update(writes)
+        self._touched.update(reads, writes)
         self._heaviest = heaviest
         self._bytes += entry.size
         self.members.append(entry)
@@ -167,12 +164,16 @@ class Batch:
     @property
     def full(self) -> bool:
         """Whether not even the lightest transaction has room."""
-        return len(self.members) + max(self._heaviest, 1) >= self._most
+        return self._count + max(self._heaviest, 1) >= self._most
+
+    @property
+    def _count(self) -> int:
+        return len(self.members) + len(self.reads)
 
     @property
     def everyone(self) -> list[Pending]:
         """All who wait for this."""
-        return [each for member in self.members for each in (member, *member.followers)]
+        return [*self.reads, *(each for member in self.members for each in (member, *(member.followers or ())))]
 
     def settle(self, replies: Sequence[TxnReply | None]) -> tuple[list[Pending], list[Pending]]:
         """Give each its reply; gives back those who have one, and those who have to wait for another transaction."""
@@ -190,13 +191,15 @@ class Batch:
             else:
                 entry.reply = reply
             (again if entry.reply is None else done).append(entry)
+            if entry.followers is None:
+                continue
             for other in entry.followers:
                 if reply is not None and stands:
                     other.reply = _lost(entry, reply)
                 elif reply is not None and other.op.fence == self.fence and _asks_the_same(entry, other):
                     other.reply = reply
                 (again if other.reply is None else done).append(other)
-            entry.followers = []
+            entry.followers = None
         self.standing = frozenset(standing)
         return done, again
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from stepclaim._core.context import Holding, View, small
 from stepclaim._core.keys import StepKeys, last_segment, run_name
 from stepclaim._core.ops import (
+    OPEN_SESSION,
     Abandoned,
     Answered,
     Compare,
@@ -25,18 +26,17 @@ from stepclaim._core.ops import (
     InDoubt,
     KeyValue,
     Later,
-    OpenSession,
     Program,
     Put,
-    Range,
     SessionView,
     Txn,
     TxnReply,
     UntilChanged,
+    read_key,
     read_prefix,
 )
-from stepclaim._core.records import VERSION, ClaimRecord, StepRow, Stored, decode, encode, stored
-from stepclaim._core.starting import Base, Start, base_of
+from stepclaim._core.records import VERSION, ClaimRecord, StepRow, Stored, decode, encode_new, stored
+from stepclaim._core.starting import NO_BASE, Start, base_of
 from stepclaim._core.together import together
 from stepclaim.errors import (
     BackendError,
@@ -57,14 +57,11 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_AT_ONCE = 1000
-"""Claims of one call that are under way at the same time."""
-
 
 def try_claim(ctx: Context, run_id: RunId, step_key: str) -> Program[bool]:
     """Claim, and only that."""
-    ref = ctx.keys.step(run_id, step_key)
-    return isinstance((yield from _acquire(ctx, ref, None)), StepClaim)
+    got = yield from _acquire(ctx, ctx.keys.step(run_id, step_key), None)
+    return isinstance(got, Holding)
 
 
 def claim_step(
@@ -72,8 +69,12 @@ def claim_step(
 ) -> Program[StepClaim | None]:
     """Claim and start: claim, row and attempt in one transaction."""
     ref = ctx.keys.step(run_id, step_key)
-    got = yield from _acquire(ctx, ref, Start.checked(ctx, step_type, input_json, job_id))
-    return got if isinstance(got, StepClaim) else None
+    return _begin(ctx, ref, Start.checked(ctx, step_type, input_json, job_id))
+
+
+def _begin(ctx: Context, ref: StepKeys, start: Start) -> Program[StepClaim | None]:
+    got = yield from _acquire(ctx, ref, start)
+    return got.claim(ctx, ref) if isinstance(got, Holding) else None
 
 
 def wait_for_step(
@@ -85,8 +86,8 @@ def wait_for_step(
     try:
         while True:
             got = yield from _acquire(ctx, ref, start)
-            if isinstance(got, StepClaim):
-                return got
+            if isinstance(got, Holding):
+                return got.claim(ctx, ref)
             yield from UntilChanged(key=ref.claim, revision=got.revision)
     except DeadlineExceededError as late:
         raise ClaimTimeoutError(f"{ref} was not given up in time: wait longer, or look at who has it") from late
@@ -96,19 +97,13 @@ def claim_steps(ctx: Context, run_id: RunId, step_keys: Iterable[str]) -> Progra
     """Claim and start several steps, each by itself, in as few transactions as they fit into."""
     refs = [ctx.keys.step(run_id, key) for key in dict.fromkeys(_listed(step_keys))]
     start = Start.checked(ctx, "", None, None)
-    won: dict[str, StepClaim] = {}
-    try:
-        for first in range(0, len(refs), _AT_ONCE):
-            part = refs[first : first + _AT_ONCE]
-            got, errors = yield from together(_acquire(ctx, ref, start) for ref in part)
-            won |= {claim.step_key: claim for claim in got if isinstance(claim, StepClaim)}
-            for error in errors:
-                raise error  # noqa: TRY301 - the first; all others have come to their ends, too
-    except Exception:  # nobody is told of the claims that were won before: they must not stay
-        for claim in won.values():
-            yield from Later(partial(_release, ctx, claim))
-        raise
-    return won
+    won, errors = yield from together(_begin(ctx, ref, start) for ref in refs)
+    for error in errors:  # nobody is told of the claims that were won: they must not stay
+        for claim in won:
+            if claim is not None:
+                yield from Later(partial(_release, ctx, claim))
+        raise error
+    return {claim.step_key: claim for claim in won if claim is not None}
 
 
 def _listed(step_keys: Iterable[str]) -> Iterable[str]:
@@ -123,12 +118,14 @@ class Taken(Struct, frozen=True):
     revision: int
 
 
-def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepClaim | Taken]:
+def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[Holding | Taken]:
     attempt_id = ctx.new_id()
+    free = Compare(ref.claim, "create", 0)
     gets = (Get(ref.claim),) if start is None else (Get(ref.claim), Get(ref.row))
-    base = Base()
+    base = NO_BASE
     while True:
-        session = yield from OpenSession()
+        session: SessionView = yield OPEN_SESSION
+        now = ctx.now()
         record = ClaimRecord(
             v=VERSION,
             state=ClaimState.HELD,
@@ -136,16 +133,15 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
             session=session.session_id,
             attempt_id=attempt_id,
             attempt=0 if start is None else base.next_attempt,
-            claimed_at=ctx.now(),
+            claimed_at=now,
         )
-        value = encode(record)
-        begun = (
-            None if start is None else start.begin(ref, base, owner=session.owner, write_id=attempt_id, now=ctx.now())
-        )
+        value = encode_new(record)
+        claim = Put(ref.claim, value, session.claim_lease)
+        begun = None if start is None else start.begin(ref, base, owner=session.owner, write_id=attempt_id, now=now)
         try:
-            reply = yield from Txn(
-                compares=(Compare(ref.claim, "create", 0), *(begun.compares if begun else ())),
-                success=(Put(ref.claim, value, session.claim_lease), *(begun.puts if begun else ())),
+            reply: TxnReply = yield Txn(
+                compares=(free,) if begun is None else (free, *begun.compares),
+                success=(claim,) if begun is None else (claim, *begun.puts),
                 failure=gets,
                 fence=session,
             )
@@ -159,23 +155,14 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[StepCl
         except Abandoned:
             yield from Later(partial(_undo, ref, session, value), undo=True)
             raise
-        if reply.fence_moved:
-            continue
         if token:
-            claim = StepClaim(
-                run_id=ref.run_id,
-                step_key=ref.step_key,
-                owner=session.owner,
-                fencing_token=token,
-                attempt=record.attempt,
-                lease_id=session.claim_lease,
-                prefix=ctx.keys.prefix,
-            )
-            holding = Holding(claim, record)
+            holding = Holding(token, session.claim_lease, record)
             if begun is not None:
                 holding.row, holding.row_revision, holding.payload = begun.row, token, small(begun.payload)
             ctx.remember(ref, holding)
-            return claim
+            return holding
+        if reply.fence_moved:
+            continue
         if reply.found[0] is not None:
             decode(reply.found[0], ClaimRecord)  # a claim that can't be read is told, not taken for a lost race
             return Taken(reply.revision)
@@ -189,7 +176,7 @@ def _granted_all_the_same(ref: StepKeys, value: bytes, answered: Answered) -> Pr
     Gives its token, or raises that error.
     """
     try:
-        found = yield from _peek(ref)
+        found = yield from read_key(ref.claim)
     except (BackendError, Abandoned):
         yield from Later(partial(_take_back, ref, value), undo=True)
         raise
@@ -257,7 +244,7 @@ def release_step(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
 
 def _release_whatever(ctx: Context, ref: StepKeys) -> Program[None]:
     holding = ctx.holding(ref)
-    seen = yield from _peek(ref)
+    seen = yield from read_key(ref.claim)
     while seen is not None:
         reply = yield from Txn(
             compares=(Compare(ref.claim, "mod", seen.mod_revision),),
@@ -269,20 +256,20 @@ def _release_whatever(ctx: Context, ref: StepKeys) -> Program[None]:
         now = reply.found[0]
         seen = now if now is not None and now.create_revision == seen.create_revision else None
     if holding is not None:
-        ctx.forget(ref, holding.claim.fencing_token)
+        ctx.forget(ref, holding.token)
 
 
 def holds(ctx: Context, claim: StepClaim) -> Program[bool]:
     """Ask etcd, linearizable, whether the claim is still held."""
     ref = ref_of(ctx, claim)
-    found = yield from _peek(ref)
+    found = yield from read_key(ref.claim)
     return found is not None and found.mod_revision == claim.fencing_token
 
 
 def get_claim(ctx: Context, run_id: RunId, step_key: str) -> Program[ClaimInfo | None]:
     """Tell who holds a step, or what it was sealed with."""
     ref = ctx.keys.step(run_id, step_key)
-    found = yield from _peek(ref)
+    found = yield from read_key(ref.claim)
     return None if found is None else claim_info(ref.run_id, found)
 
 
@@ -308,11 +295,6 @@ def claimed_step_keys(ctx: Context, run_id: RunId) -> Program[frozenset[str]]:
     """Name the steps that are claimed and not yet completed."""
     kvs = yield from read_prefix(ctx.keys.run(run_id).below("claims"))
     return frozenset(last_segment(kv.key) for kv in kvs if decode(kv, ClaimRecord).state is ClaimState.HELD)
-
-
-def _peek(ref: StepKeys) -> Program[KeyValue | None]:
-    page = yield from Range(key=ref.claim, range_end=b"")
-    return page.kvs[0] if page.kvs else None
 
 
 def look(ref: StepKeys) -> Program[View]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from stepclaim._core.ops import KeyValue
 from stepclaim._core.records import ClaimRecord, Payload, StepRow, Stored
 from stepclaim.errors import ConfigurationError, RecordTooLargeError
-from stepclaim.models import StepClaim  # noqa: TC001 - msgspec reads the annotations
+from stepclaim.models import StepClaim
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from stepclaim._core.keys import Keyspace, StepKeys
@@ -24,21 +23,26 @@ MOST_REMEMBERED = 100_000
 """Steps whose claims a store remembers: the oldest go first, in a store that never sees its claims end."""
 
 
-_CLAIMS_A_STEP = 2
-"""More than the newest, because threads may come to remember theirs in another order than etcd gave them."""
-
-
 _KEPT_CHARACTERS = 8192
 
 
-class Holding(Struct, gc=False):
+class Holding(Struct):
     """A claim that this store took, with what it wrote: the next write need not read first."""
 
-    claim: StepClaim
+    token: int
+    lease: int
     record: ClaimRecord
     row: StepRow | None = None
     row_revision: int = 0
     payload: Payload | None = None
+    earlier: Holding | None = None
+    """The claim before: threads may come to remember theirs in another order than etcd gave them."""
+
+    def claim(self, ctx: Context, ref: StepKeys) -> StepClaim:
+        """Give the claim as its holder has it."""
+        return StepClaim(
+            ref.run_id, ref.step_key, self.record.owner, self.token, self.record.attempt, self.lease, ctx.keys.prefix
+        )
 
 
 def small(payload: Payload | None) -> Payload | None:
@@ -67,39 +71,52 @@ class Context:
         value_limit: int,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
+        lock: AbstractContextManager[Any],
     ) -> None:
         self.keys = keys
         self.owner = owner
         self.now = now
         self.new_id = new_id
         self.value_limit = value_limit
-        self._held: OrderedDict[tuple[str, str], dict[int, Holding]] = OrderedDict()
+        self._held: dict[tuple[str, str], Holding] = {}
+        self._lock = lock
 
     def remember(self, ref: StepKeys, holding: Holding) -> None:
         """Keep a claim, so that this store's later writes to the step are guarded by it."""
-        taken = self._held.setdefault((ref.run_id, ref.step_key), {})
-        taken[holding.claim.fencing_token] = holding
-        if len(taken) > _CLAIMS_A_STEP:
-            taken.pop(min(tuple(taken)), None)
-        with suppress(KeyError):  # another thread may just have dropped the step
-            self._held.move_to_end((ref.run_id, ref.step_key))
-        if len(self._held) > MOST_REMEMBERED:
-            self._held.popitem(last=False)
+        key = ref.run_id, ref.step_key
+        held = self._held
+        with self._lock:
+            other = held.pop(key, None)
+            if other is not None:
+                newer, older = (holding, other) if holding.token > other.token else (other, holding)
+                newer.earlier, older.earlier = older, None
+                holding = newer
+            held[key] = holding
+            if len(held) > MOST_REMEMBERED:
+                del held[next(iter(held))]
 
     def holding(self, ref: StepKeys, token: int | None = None) -> Holding | None:
-        """Give the claim that this store took of the step; with a token, only that very claim."""
-        taken = self._held.get((ref.run_id, ref.step_key))
-        if not taken:
-            return None
-        return taken.get(max(tuple(taken), default=0) if token is None else token)
+        """Give the newest claim that this store took of the step; with a token, only that very claim."""
+        with self._lock:
+            found = self._held.get((ref.run_id, ref.step_key))
+        while token is not None and found is not None and found.token != token:
+            found = found.earlier
+        return found
 
     def forget(self, ref: StepKeys, token: int) -> None:
         """Drop a claim that has ended by this store's own doing. A lost one is kept: it must go on refusing."""
-        taken = self._held.get((ref.run_id, ref.step_key))
-        if taken is not None and taken.pop(token, None) is not None and not taken:
-            newer = self._held.pop((ref.run_id, ref.step_key), None)
-            if newer:  # another thread has claimed the step anew meanwhile
-                self._held.setdefault((ref.run_id, ref.step_key), {}).update(newer)
+        key = ref.run_id, ref.step_key
+        with self._lock:
+            newest = self._held.get(key)
+            if newest is None:
+                return
+            if newest.token != token:
+                if newest.earlier is not None and newest.earlier.token == token:
+                    newest.earlier = None
+            elif newest.earlier is not None:
+                self._held[key] = newest.earlier
+            else:
+                del self._held[key]
 
     def lost(self, ref: StepKeys, token: int) -> None:
         """Keep of a lost claim no more than that it was lost."""
@@ -109,8 +126,9 @@ class Context:
 
     def forget_run(self, run_id: str) -> None:
         """Drop all claims of a run that is no more."""
-        for key in [key for key in tuple(self._held) if key[0] == run_id]:
-            self._held.pop(key, None)
+        with self._lock:
+            for key in [key for key in self._held if key[0] == run_id]:
+                del self._held[key]
 
     def field(self, value: object, what: str, *, optional: bool = True) -> None:
         """Check one text before anything is written."""
@@ -132,7 +150,7 @@ class Context:
 
 def view_of(ref: StepKeys, holding: Holding) -> View:
     """Show a step as this store left it, without asking etcd."""
-    token = holding.claim.fencing_token
+    token = holding.token
     row = holding.row
     return View(
         Stored(holding.record, KeyValue(ref.claim, b"", token, token)),

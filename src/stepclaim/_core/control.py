@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from stepclaim._core.keys import RunKeys, run_name
-from stepclaim._core.ops import Compare, Get, KeyValue, Program, Put, Range, Txn
+from stepclaim._core.ops import Compare, Get, KeyValue, Program, Put, Txn, read_key
 from stepclaim._core.records import VERSION, ControlRow, IdempotencyRow, Stored, decode, encode, stored
 from stepclaim.errors import ConfigurationError
 from stepclaim.models import RunControl
@@ -100,8 +100,7 @@ def _change(
 
 
 def _control(run: RunKeys) -> Program[Stored[ControlRow] | None]:
-    page = yield from Range(key=run.control, range_end=b"")
-    return stored(page.kvs[0], ControlRow) if page.kvs else None
+    return stored((yield from read_key(run.control)), ControlRow)
 
 
 def get_control(ctx: Context, run_id: RunId) -> Program[RunControl | None]:
@@ -140,8 +139,8 @@ def register_key(ctx: Context, flow_id: RunId, trigger_key: str, idempotency_key
 
 def find_key(ctx: Context, flow_id: RunId, trigger_key: str, idempotency_key: str) -> Program[str | None]:
     """Tell which run an idempotency key stands for."""
-    page = yield from Range(key=ctx.keys.idempotency(flow_id, trigger_key, idempotency_key), range_end=b"")
-    return decode(page.kvs[0], IdempotencyRow).run_id if page.kvs else None
+    standing = yield from read_key(ctx.keys.idempotency(flow_id, trigger_key, idempotency_key))
+    return None if standing is None else decode(standing, IdempotencyRow).run_id
 
 
 def idempotency_record(ctx: Context, run: RunKeys) -> IdempotencyRow:

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core.ops import Abandoned
+from stepclaim._core.ops import Abandoned, OpenSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from stepclaim._core.ops import Op, Program
+    from stepclaim._core.ops import Op, Program, SessionView
 
 R = TypeVar("R")
 
 
-def drive(program: Program[R], perform: Callable[[Op[Any]], Any]) -> R:
+def drive(program: Program[R], perform: Callable[[Op[Any], float], Any], deadline: float) -> R:
     """Run a program for a thread."""
     gone: BaseException | None = None
     try:
         op = next(program)
         while True:
             try:
-                reply = perform(op)
+                reply = perform(op, deadline)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
             except BaseException as error:  # noqa: BLE001 - raised again once the program has cleaned up
@@ -42,14 +42,21 @@ def drive(program: Program[R], perform: Callable[[Op[Any]], Any]) -> R:
         raise gone from None
 
 
-async def drive_async(program: Program[R], perform: Callable[[Op[Any]], Awaitable[Any]]) -> R:
-    """Run a program for a task."""
+async def drive_async(
+    program: Program[R],
+    perform: Callable[[Op[Any], float], Awaitable[Any]],
+    deadline: float,
+    view: Callable[[], SessionView | None],
+) -> R:
+    """Run a program for a task. What can be told of the session at once needs no waiting."""
     gone: BaseException | None = None
     try:
         op = next(program)
         while True:
             try:
-                reply = await perform(op)
+                reply = view() if isinstance(op, OpenSession) else None
+                if reply is None:
+                    reply = await perform(op, deadline)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
             except BaseException as error:  # noqa: BLE001 - raised again once the program has cleaned up

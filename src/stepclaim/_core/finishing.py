@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from stepclaim._core.claims import carried_through, holder_check, look, ref_of
 from stepclaim._core.context import view_of
-from stepclaim._core.ops import Action, Compare, Delete, Get, KeyValue, Program, Put, PutOnce, Range, Txn
+from stepclaim._core.ops import Action, Compare, Delete, Get, KeyValue, Program, Put, PutOnce, Txn, read_key
 from stepclaim._core.records import VERSION, DispatchRow, Payload, StepRow, Stored, decode, encode, stored
 from stepclaim._core.starting import token_of
 from stepclaim._core.updating import Change, Write, Written, note, seal, update
@@ -99,9 +99,9 @@ def record_complete(
         view = yield from look(ref)
         if view.row is None or view.row.record.retried:
             return
-        yield from _finish(ctx, ref, outcome, holding.claim, None, view)
+        yield from _finish(ctx, ref, outcome, holding.claim(ctx, ref), None, view)
         return
-    yield from _finish(ctx, ref, outcome, None if holding is None else holding.claim, holding)
+    yield from _finish(ctx, ref, outcome, None if holding is None else holding.claim(ctx, ref), holding)
 
 
 def _finish(
@@ -240,8 +240,7 @@ def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | N
         and holding.row.write_id == row.record.write_id
     ):
         return Stored(holding.payload, KeyValue(b"", b"", 0, 0))
-    page = yield from Range(key=ref.payload(row.record.attempt), range_end=b"")
-    return stored(page.kvs[0], Payload) if page.kvs else None
+    return stored((yield from read_key(ref.payload(row.record.attempt))), Payload)
 
 
 def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool | datetime) -> Program[None]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 KEY_LIMIT = 1000
 _HEX = re.compile(r"[0-9a-fA-F]{32}")
 _PLAIN = re.compile(r"[0-9A-Za-z_.~-]*")
+_SHORT_AND_PLAIN = re.compile(rf"[0-9A-Za-z_.~-]{{1,{KEY_LIMIT}}}").fullmatch
 _KEPT_NAMES = 4096
 """Runs whose names are kept: most calls are about the same few."""
 
@@ -37,19 +38,21 @@ def text(value: object, what: str) -> str:
 
 def run_name(run_id: RunId, what: str = "run_id") -> str:
     """Give the canonical text of a run's id: a UUID in lower case with hyphens, any other text as it is."""
-    if not isinstance(run_id, str | UUID):
-        raise ConfigurationError(f"{what} must be a uuid.UUID or a str, not {type(run_id).__name__}: {run_id!r}")
-    return _canonical(run_id, what)
-
-
-@lru_cache(_KEPT_NAMES)
-def _canonical(run_id: str | UUID, what: str) -> str:
     if isinstance(run_id, UUID):
         return str(run_id)
+    if not isinstance(run_id, str):
+        raise ConfigurationError(f"{what} must be a uuid.UUID or a str, not {type(run_id).__name__}: {run_id!r}")
     bare = run_id.replace("urn:", "").replace("uuid:", "").strip("{}").replace("-", "")
     if _HEX.fullmatch(bare):
         return str(UUID(bare))
     return text(run_id, what)
+
+
+@lru_cache(_KEPT_NAMES)
+def _base_of(prefix: str, run_id: RunId) -> tuple[str, str]:
+    """Give a run's canonical id and what all its keys begin with."""
+    name = run_name(run_id)
+    return name, f"{prefix}/runs/{segment(name)}/"
 
 
 def segment(value: str) -> str:
@@ -59,7 +62,7 @@ def segment(value: str) -> str:
 
 def last_segment(key: bytes) -> str:
     """Give back the text that a key's last segment was made of."""
-    name = key.rpartition(b"/")[2]
+    name = key[key.rfind(b"/") + 1 :]
     if not name or not name.isascii():
         raise stray(key)
     plain = name.decode()
@@ -89,7 +92,11 @@ class StepKeys:
         self.run_id = run_id
         self.step_key = step_key
         self._base = base
-        self._segment = name = segment(step_key)
+        try:
+            plain = _SHORT_AND_PLAIN(step_key)
+        except TypeError:
+            plain = None
+        self._segment = name = step_key if plain else segment(text(step_key, "step_key"))
         self.claim = f"{base}claims/{name}".encode()
         self.row = f"{base}steps/{name}".encode()
 
@@ -121,10 +128,10 @@ class RunKeys:
 
     __slots__ = ("_keyspace", "base", "run_id")
 
-    def __init__(self, keyspace: Keyspace, run_id: str) -> None:
+    def __init__(self, keyspace: Keyspace, run_id: str, base: str) -> None:
         self.run_id = run_id
         self._keyspace = keyspace
-        self.base = f"{keyspace.prefix}/runs/{segment(run_id)}/"
+        self.base = base
 
     def below(self, part: str) -> bytes:
         """Give the prefix of one part of the run: claims, steps, payloads, attempts or dispatches."""
@@ -147,7 +154,7 @@ class RunKeys:
 
     def step(self, step_key: str) -> StepKeys:
         """Name the keys of one of the run's steps."""
-        return StepKeys(self.base, self.run_id, text(step_key, "step_key"))
+        return StepKeys(self.base, self.run_id, step_key)
 
     def points_at(self, idempotency: bytes) -> bytes:
         """Name the run's own note of an idempotency key that stands for it, so that both can go together."""
@@ -173,12 +180,22 @@ class Keyspace:
 
     def run(self, run_id: RunId) -> RunKeys:
         """Name a run's keys, once its id was checked."""
-        return RunKeys(self, run_name(run_id))
+        return RunKeys(self, *self._base(run_id))
 
     def step(self, run_id: RunId, step_key: str) -> StepKeys:
         """Name a step's keys, once its run's id and its key were checked."""
-        name = run_name(run_id)
-        return StepKeys(f"{self.prefix}/runs/{segment(name)}/", name, text(step_key, "step_key"))
+        try:
+            name, base = _base_of(self.prefix, run_id)
+        except TypeError:
+            name, base = self._base(run_id)
+        return StepKeys(base, name, step_key)
+
+    def _base(self, run_id: RunId) -> tuple[str, str]:
+        try:
+            return _base_of(self.prefix, run_id)
+        except TypeError:  # what can't be looked up is no id: say what it is
+            run_name(run_id)
+            raise
 
     def session(self, session_id: str) -> bytes:
         """Name a session's key."""

@@ -176,6 +176,18 @@ class Many(Op[list[TxnReply | Exception]], frozen=True, gc=False):
     txns: tuple[Txn, ...]
 
 
+class Begin(Op[Any], frozen=True, gc=False):
+    """Have an operation under way without waiting for it; what is given back is for `Finish`."""
+
+    op: Many | Range
+
+
+class Finish(Op[Any], frozen=True, gc=False):
+    """Wait for the reply to an operation that was begun."""
+
+    begun: Any
+
+
 class Fence(Op[TxnReply], frozen=True, kw_only=True):
     """Rewrite the session key: every transaction sent behind its old barrier can't be carried out any more.
 
@@ -186,8 +198,11 @@ class Fence(Op[TxnReply], frozen=True, kw_only=True):
     gets: tuple[Get, ...] = ()
 
 
-class Range(Op[RangeReply], frozen=True, kw_only=True):
-    """Read a range of keys, linearizable, or as of an earlier revision."""
+class Range(Op[RangeReply], frozen=True, kw_only=True, gc=False):
+    """Read a range of keys, linearizable, or as of an earlier revision.
+
+    With `shared` it may go along with other calls' writes; its reply then tells no revision.
+    """
 
     key: bytes
     range_end: bytes
@@ -195,6 +210,7 @@ class Range(Op[RangeReply], frozen=True, kw_only=True):
     revision: int = 0
     keys_only: bool = False
     newest_first: bool = False
+    shared: bool = False
 
 
 class UntilChanged(Op[None], frozen=True, kw_only=True):
@@ -206,6 +222,9 @@ class UntilChanged(Op[None], frozen=True, kw_only=True):
 
 class OpenSession(Op[SessionView], frozen=True):
     """Ask for the live session; waits for a new one where the last was lost."""
+
+
+OPEN_SESSION = OpenSession()
 
 
 class Later(Op[None], frozen=True):
@@ -221,35 +240,78 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes((prefix[-1] + 1,))
 
 
+def read_key(key: bytes) -> Program[KeyValue | None]:
+    """Read one key."""
+    page = yield from Range(key=key, range_end=b"", shared=True)
+    return page.kvs[0] if page.kvs else None
+
+
 FIRST_PAGE = 100
 LARGEST_PAGE = 10_000
-PAGE_BYTES = 2_000_000
+PAGE_BYTES = 500_000
+LARGEST_PAGE_BYTES = 2_000_000
 """What a page should have, by the page before: values may be small or as large as a store allows."""
 
 
 def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyValue]]:
     """Read all keys below a prefix that ends with a slash, page by page, as of one revision."""
-    kvs, _ = yield from read_snapshot(prefix, keys_only=keys_only)
+    kvs, _ = yield from read_pages(prefix, lambda kvs: kvs, keys_only=keys_only)
     return kvs
 
 
 def read_snapshot(prefix: bytes, *, keys_only: bool = False, revision: int = 0) -> Program[tuple[list[KeyValue], int]]:
     """Read all keys below a prefix, and tell the revision that they were read at: the given one, while it is kept."""
+    found, as_of = yield from read_pages(
+        prefix, lambda kvs: kvs, keys_only=keys_only, revision=revision, tell_revision=True
+    )
+    return found, as_of
+
+
+def read_pages(
+    prefix: bytes,
+    each: Callable[[list[KeyValue]], list[R]],
+    *,
+    keys_only: bool = False,
+    revision: int = 0,
+    tell_revision: bool = False,
+) -> Program[tuple[list[R], int]]:
+    """Read as `read_snapshot` does; `each` makes of a page what is wanted of it, while the next one is under way.
+
+    Where nobody wants to know the revision the first page may be shared, and what has but one page is.
+    """
     end = prefix_end(prefix)
     wanted = revision
     while True:
-        kvs: list[KeyValue] = []
-        start, revision, limit = prefix, wanted, FIRST_PAGE
+        found: list[R] = []
+        start, revision, limit, read = prefix, wanted, FIRST_PAGE, 0
+        begun: Any = None
         try:
             while True:
-                page = yield from Range(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
-                kvs += page.kvs
-                if not page.more:
-                    return kvs, revision or page.revision
+                page: RangeReply
+                if begun is None:
+                    page = yield Range(
+                        key=start,
+                        range_end=end,
+                        limit=limit,
+                        revision=revision,
+                        keys_only=keys_only,
+                        shared=not tell_revision,
+                    )
+                else:
+                    page = yield Finish(begun)
                 revision = revision or page.revision
-                start = page.kvs[-1].key + b"\0"
-                sample = page.kvs[-FIRST_PAGE:]
-                size = sum(len(kv.key) + len(kv.value) for kv in sample)
-                limit = max(1, min(LARGEST_PAGE, len(sample) * PAGE_BYTES // size))
+                if page.more:
+                    start = page.kvs[-1].key + b"\0"
+                    sample = page.kvs[-FIRST_PAGE:]
+                    size = sum(len(kv.key) + len(kv.value) for kv in sample) / len(sample)
+                    read += int(size * len(page.kvs))
+                    wished = max(PAGE_BYTES, min(LARGEST_PAGE_BYTES, read // 4))
+                    limit = max(1, min(LARGEST_PAGE, int(wished / size)))
+                    begun = yield Begin(
+                        Range(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
+                    )
+                found += each(page.kvs)
+                if not page.more:
+                    return found, revision
         except Compacted:
             wanted = 0

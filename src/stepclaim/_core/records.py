@@ -157,6 +157,8 @@ class Stored(Struct, Generic[T], frozen=True):
 
 _decoders: dict[type[Record], msgspec.json.Decoder[Any]] = {}
 _encoder = msgspec.json.Encoder()
+encode_new = _encoder.encode
+"""Write a record that replaces nothing."""
 
 
 def decode(kv: KeyValue, kind: type[T]) -> T:

@@ -8,7 +8,18 @@ from msgspec.structs import replace
 
 from stepclaim._core.control import idempotency_puts, idempotency_record
 from stepclaim._core.keys import RunKeys, attempt_number, last_segment, run_name
-from stepclaim._core.ops import Compare, Delete, Get, KeyValue, Program, Put, Range, Txn, prefix_end, read_prefix
+from stepclaim._core.ops import (
+    Compare,
+    Delete,
+    Get,
+    Program,
+    Put,
+    Range,
+    Txn,
+    prefix_end,
+    read_key,
+    read_prefix,
+)
 from stepclaim._core.records import (
     VERSION,
     ActiveRow,
@@ -86,9 +97,9 @@ def start_run(
         standing = reply.found[0]
         if once is not None and reply.found[1] is not None:
             winner = ctx.keys.run(decode(reply.found[1], IdempotencyRow).run_id)
-            page = yield from Range(key=winner.record, range_end=b"")
-            if page.kvs:
-                return run_record(winner.run_id, decode(page.kvs[0], RunRow))
+            winning = yield from _run_row(winner)
+            if winning is not None:
+                return run_record(winner.run_id, winning.record)
             if winner.run_id != run.run_id:
                 raise StepConflictError(
                     f"idempotency key {idempotency_key!r} stands for run {winner.run_id!r}, which was never started: "
@@ -141,8 +152,7 @@ def run_status(ctx: Context, run_id: RunId) -> Program[RunStatus | None]:
 
 
 def _run_row(run: RunKeys) -> Program[Stored[RunRow] | None]:
-    page = yield from Range(key=run.record, range_end=b"")
-    return stored(page.kvs[0], RunRow) if page.kvs else None
+    return stored((yield from read_key(run.record)), RunRow)
 
 
 def active_runs(ctx: Context) -> Program[list[RunRecord]]:
@@ -295,8 +305,7 @@ def annotate_dispatch(ctx: Context, run_id: RunId, step_key: str, job_id: str) -
     """Note the job that a dispatch became; a dispatch that was released stays released."""
     ref = ctx.keys.step(run_id, step_key)
     ctx.field(job_id, "job_id")
-    page = yield from Range(key=ref.dispatch, range_end=b"")
-    standing: KeyValue | None = page.kvs[0] if page.kvs else None
+    standing = yield from read_key(ref.dispatch)
     while standing is not None:
         record = decode(standing, DispatchRow)
         if record.job == job_id:
@@ -314,8 +323,7 @@ def annotate_dispatch(ctx: Context, run_id: RunId, step_key: str, job_id: str) -
 def release_dispatch(ctx: Context, run_id: RunId, step_key: str) -> Program[None]:
     """Take a step out of the dispatch ledger; never an entry made after this call looked."""
     ref = ctx.keys.step(run_id, step_key)
-    page = yield from Range(key=ref.dispatch, range_end=b"")
-    standing: KeyValue | None = page.kvs[0] if page.kvs else None
+    standing = yield from read_key(ref.dispatch)
     while standing is not None:
         reply = yield from Txn(
             compares=(Compare(ref.dispatch, "mod", standing.mod_revision),),

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from stepclaim._core.keys import StepKeys, attempt_number
 from stepclaim._core.ops import Compare, Program, Put, Range, prefix_end
-from stepclaim._core.records import VERSION, Payload, StepRow, Stored, encode
+from stepclaim._core.records import VERSION, Payload, StepRow, Stored, encode, encode_new
 from stepclaim.models import StepStatus
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class Base(Struct, frozen=True):
     def next_attempt(self) -> int:
         """Number the attempt that comes."""
         return self.last_attempt + 1
+
+
+NO_BASE = Base()
 
 
 class Begun(Struct, frozen=True):
@@ -81,7 +84,7 @@ class Start(Struct, frozen=True):
 def begin_with(ref: StepKeys, base: Base, row: StepRow, payload: Payload | None) -> Begun:
     """Put a first row of an attempt into a transaction that holds only while the base stands."""
     old = base.row
-    puts = [Put(ref.row, encode(row))]
+    puts = [Put(ref.row, encode_new(row))]
     if old is not None:
         compares: tuple[Compare, ...] = (Compare(ref.row, "mod", old.kv.mod_revision),)
         if not old.record.retried:
@@ -90,7 +93,7 @@ def begin_with(ref: StepKeys, base: Base, row: StepRow, payload: Payload | None)
         # where earlier attempts are kept there is one with this number or a later row: the number would be used twice
         compares = (Compare(ref.row, "mod", 0), Compare(ref.attempt(base.next_attempt), "create", 0))
     if payload is not None:
-        puts.append(Put(ref.payload(row.attempt), encode(payload)))
+        puts.append(Put(ref.payload(row.attempt), encode_new(payload)))
     return Begun(compares, tuple(puts), row, payload)
 
 

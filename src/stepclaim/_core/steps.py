@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stepclaim._core.claims import holder_check
 from stepclaim._core.context import View, view_of
 from stepclaim._core.keys import last_segment
-from stepclaim._core.ops import Compare, Program, read_prefix
+from stepclaim._core.ops import Compare, Program, read_pages
 from stepclaim._core.records import VERSION, Payload, StatusOnly, StepRow, decode_each
 from stepclaim._core.starting import Base, Start, base_of, begin_with
 from stepclaim._core.updating import Change, Write, Written, note, seal, update
@@ -16,6 +16,7 @@ from stepclaim.models import ClaimState, StepStatus
 
 if TYPE_CHECKING:
     from stepclaim._core.context import Context
+    from stepclaim._core.ops import KeyValue
     from stepclaim.abc import RunId
 
 
@@ -32,10 +33,10 @@ def record_start(
     def decide(view: View) -> Program[Change | None]:
         nonlocal first
         if holding is not None:
-            holder_check(ctx, ref, view, holding.claim)
+            holder_check(ctx, ref, view, holding.claim(ctx, ref))
         base = Base() if first and view.row is None else (yield from base_of(ref, view.row))
         first = False
-        token = None if holding is None else holding.claim.fencing_token
+        token = None if holding is None else holding.token
         begun = start.begin(ref, base, owner=ctx.owner, write_id=write.write_id, now=write.now, token=token)
         guard = () if token is None else (Compare(ref.claim, "mod", token),)
         return Change((*guard, *begun.compares), begun.puts, begun.row, begun.payload)
@@ -68,7 +69,7 @@ def skip(
             raise StepConflictError(f"{ref} is {row.record.status}: it can't be skipped any more")
         if standing is not None and standing.record.state is ClaimState.HELD:
             token = standing.kv.create_revision
-            if holding is None or holding.claim.fencing_token != token:
+            if holding is None or holding.token != token:
                 raise StepConflictError(f"{ref} is claimed by {standing.record.owner}: it can't be skipped by another")
         base = Base() if first and row is None else (yield from base_of(ref, row))
         first = False
@@ -94,10 +95,14 @@ def skip(
     guess = View(None, None) if holding is None else view_of(ref, holding)
     yield from update(ref, write.write_id, guess, decide, begins=True)
     if holding is not None:
-        ctx.forget(ref, holding.claim.fencing_token)
+        ctx.forget(ref, holding.token)
 
 
 def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:
     """Read all steps' statuses as one snapshot."""
-    kvs = yield from read_prefix(ctx.keys.run(run_id).below("steps"))
-    return {last_segment(kv.key): row.status for kv, row in zip(kvs, decode_each(kvs, StatusOnly), strict=True)}
+
+    def each(kvs: list[KeyValue]) -> list[tuple[str, StepStatus]]:
+        return [(last_segment(kv.key), row.status) for kv, row in zip(kvs, decode_each(kvs, StatusOnly), strict=True)]
+
+    found, _ = yield from read_pages(ctx.keys.run(run_id).below("steps"), each)
+    return dict(found)

@@ -1,10 +1,15 @@
-"""Programs run side by side by one caller: what they ask for at the same time goes out together."""
+"""Programs run side by side by one caller: what they ask for at the same time goes out together.
+
+While a pack of them is under way the next one is begun.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core.ops import Abandoned, Many, OpenSession, Txn
+from stepclaim._core.ops import Abandoned, Begin, Finish, Many, OpenSession, Txn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -12,6 +17,12 @@ if TYPE_CHECKING:
     from stepclaim._core.ops import Op, Program
 
 R = TypeVar("R")
+
+_PACK = 120
+"""Programs that are begun together: as many transactions fit into a shared one."""
+
+_UNDER_WAY = 3
+"""Packs whose answers are not there yet."""
 
 
 class _Strand:
@@ -39,34 +50,65 @@ class _Strand:
 def together(programs: Iterable[Program[R]]) -> Program[tuple[list[R], list[Exception]]]:
     """Run programs to their ends, step by step with each other; gives the results and the errors.
 
-    Should the caller go away, each is told so and leaves nothing behind; then `Abandoned` goes on.
+    After an error no more are begun. Should the caller go away, each is told so and leaves nothing behind; then
+    `Abandoned` goes on.
     """
-    strands = [_Strand(program) for program in programs]
-    ended = strands
-    strands = [each for each in strands if each.op is not None]
-    while strands:
-        txns = [each for each in strands if isinstance(each.op, Txn)]
-        if len(txns) > 1:
-            replies = yield from _asked(Many(tuple(each.op for each in txns if isinstance(each.op, Txn))), len(txns))
-            for each, reply in zip(txns, replies, strict=True):
-                each.go_on(reply)
-        else:
-            opening = [each for each in strands if isinstance(each.op, OpenSession)] or strands[:1]
-            assert opening[0].op is not None
-            (reply,) = yield from _asked(opening[0].op, 1)
-            for each in opening:
-                each.go_on(reply)
-        strands = [each for each in strands if each.op is not None]
-    errors = [each.error for each in ended if each.error is not None]
-    if any(isinstance(error, Abandoned) for error in errors):
-        raise Abandoned
+    left = iter(programs)
+    ended: list[_Strand] = []
+    errors: list[Exception] = []
+    under_way: deque[tuple[list[_Strand], Any]] = deque()
+    while True:
+        begun = [] if errors else [_Strand(each) for each in islice(left, _PACK)]
+        if begun:
+            under_way.append((begun, (yield from _sent(begun))))
+        elif not under_way:
+            break
+        if not begun or len(under_way) == _UNDER_WAY:
+            strands, sent = under_way.popleft()
+            yield from _to_their_ends(strands, sent)
+            ended += strands
+            errors += [each.error for each in strands if each.error is not None]
+            if any(isinstance(error, Abandoned) for error in errors):
+                yield from _abandon(each for others, _ in under_way for each in others)
+                raise Abandoned
     return [each.result for each in ended if each.error is None], errors
 
 
-def _asked(op: Op[Any], times: int) -> Program[list[Any]]:
-    """Ask for an operation; an error comes back as the reply of each."""
+def _sent(strands: list[_Strand]) -> Program[Any]:
+    """Give the programs what they need for a transaction, and send all of these; gives what to ask for the answers."""
+    while opening := [each for each in strands if isinstance(each.op, OpenSession)]:
+        assert opening[0].op is not None
+        reply = yield from _asked(opening[0].op)
+        for each in opening:
+            each.go_on(reply)
+    return (yield from _asked(Begin(Many(tuple(each.op for each in strands if isinstance(each.op, Txn))))))
+
+
+def _to_their_ends(strands: list[_Strand], sent: Any) -> Program[None]:
+    while True:
+        asking = [each for each in strands if isinstance(each.op, Txn)]
+        if asking:
+            replies = sent if isinstance(sent, Exception) else (yield from _asked(Finish(sent)))
+            for at, each in enumerate(asking):
+                each.go_on(replies if isinstance(replies, Exception) else replies[at])
+        for each in strands:
+            while each.op is not None and not isinstance(each.op, Txn | OpenSession):
+                each.go_on((yield from _asked(each.op)))
+        if all(each.op is None for each in strands):
+            return
+        sent = yield from _sent(strands)
+
+
+def _abandon(strands: Iterable[_Strand]) -> Program[None]:
+    for each in strands:
+        each.go_on(Abandoned())
+        while each.op is not None:
+            each.go_on((yield from _asked(each.op)))
+
+
+def _asked(op: Op[Any]) -> Program[Any]:
+    """Ask for an operation; an error comes back as its reply."""
     try:
-        reply = yield op
+        return (yield op)
     except Exception as error:  # noqa: BLE001 - each program decides
-        return [error] * times
-    return reply if isinstance(op, Many) else [reply]
+        return error

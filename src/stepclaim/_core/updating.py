@@ -138,5 +138,5 @@ def seal(ctx: Context, ref: StepKeys, claim: Stored[ClaimRecord] | None, row: St
 
 def note(ctx: Context, ref: StepKeys, holding: Holding | None, written: Written) -> None:
     """Keep what was written to a claimed step, so that the next write needs no read."""
-    if holding is not None and ctx.holding(ref, holding.claim.fencing_token) is holding:
+    if holding is not None and ctx.holding(ref, holding.token) is holding:
         holding.row, holding.row_revision, holding.payload = written.row, written.row_revision, small(written.payload)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc.aio
 from tenacity import AsyncRetrying
 
-from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, Tries
+from stepclaim._etcd.channel import NO_ACCESS, Access, Member, Members, Tries, first_timeout
 from stepclaim._etcd.commit import AsyncCommitter
 from stepclaim._etcd.retry import Failed, policy
 from stepclaim.errors import StoreClosedError
@@ -32,7 +32,7 @@ class AsyncClient:
             grpc.aio.insecure_channel,
             grpc.aio.secure_channel,
         )
-        self._settings = settings
+        self.settings = settings
         self.committer = AsyncCommitter(self, settings.attempt_timeout)
         self.closing = False
         self.streams: set[Any] = set()
@@ -63,9 +63,12 @@ class AsyncClient:
         attempts: int = 0,
     ) -> Any:
         """Ask until there is an answer; raises the last attempt's error."""
-        answer, _ = await self.persist(
-            lambda timeout: self.attempt(method, request, timeout), deadline, attempts=attempts
-        )
+        try:
+            return await self.attempt(method, request, first_timeout(self.settings, deadline))
+        except Failed as failed:
+            answer, _ = await self.persist(
+                lambda timeout: self.attempt(method, request, timeout), deadline, failed=failed, attempts=attempts
+            )
         return answer
 
     async def persist(
@@ -73,36 +76,36 @@ class AsyncClient:
         attempt: Callable[[float], Awaitable[R]],
         deadline: float,
         *,
+        failed: Failed,
         write: bool = False,
         fenced: bool = False,
         attempts: int = 0,
     ) -> tuple[R, bool]:
-        """Attempt, each time with so many seconds, until it works; tell whether an earlier one may have, too.
+        """Attempt again after a first failure, each time with so many seconds, until it works.
+
+        Also tells whether an earlier attempt may have worked, too.
 
         Raises `InDoubt` for a fenced write whose outcome is not known, `OutcomeUnknownError` for another write whose
         deadline passed in doubt, and else the last attempt's error.
         """
-        tries = Tries(self._settings, deadline, write=write, fenced=fenced)
+        tries = Tries(self.settings, deadline, write=write, fenced=fenced)
 
         async def once() -> R:
             timeout = tries.timeout()
             try:
                 return await attempt(timeout)
-            except Failed as failed:
-                tries.failed(failed.failure)
+            except Failed as again:
+                tries.failed(again.failure)
                 raise
 
         try:
-            try:
-                return await attempt(tries.timeout()), False
-            except Failed as failed:
-                tries.failed(failed.failure)
-                rules = policy(deadline, fenced=fenced, attempts=attempts)
-                if attempts == 1 or not rules["retry"].predicate(failed):
-                    raise
+            tries.failed(failed.failure)
+            rules = policy(deadline, fenced=fenced, attempts=attempts)
+            if attempts == 1 or not rules["retry"].predicate(failed):
+                raise failed
             return await AsyncRetrying(**rules)(once), tries.in_doubt
-        except Failed as failed:
-            raise tries.error(failed.failure) from failed.__cause__
+        except Failed as last:
+            raise tries.error(last.failure) from last.__cause__
 
     async def _log_in(self, member: Member, timeout: float) -> None:
         try:

@@ -139,6 +139,15 @@ class Members:
         return failure
 
 
+def first_timeout(settings: Settings, deadline: float, *, fenced: bool = False) -> float:
+    """Give a call's first attempt its time; a fenced write leaves a part of the call's time for settling it."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+        raise Failed(Failure(late))
+    return min(left * 0.6 if fenced else left, settings.attempt_timeout)
+
+
 class Tries:
     """One call's attempts: how long each may take, what is known after each, and what its caller is told at the end."""
 

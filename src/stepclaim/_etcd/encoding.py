@@ -1,20 +1,24 @@
 """Transactions as the bytes that etcd reads, without message objects in between.
 
 In a shared transaction making those objects would cost a client more than everything else that it does for a call. The
-layout is that of etcd's `rpc.proto`; the tests hold it against etcd3's messages.
+layout is that of etcd's `rpc.proto`; the tests hold it against etcd3's messages. What stands around keys and values
+depends on their lengths alone, and these repeat: it is kept.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from stepclaim._core.ops import Compare, Get, Put, PutOnce
+from stepclaim._core.ops import Action, Compare, Get, Put, PutOnce, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stepclaim._core.ops import Action, Txn
+    from stepclaim._core.ops import Txn
+
+Encoded: TypeAlias = bytes
+"""A whole transaction, which may be an operation of another."""
 
 # field numbers with their wire types: 2 for what has a length, 0 for numbers
 _COMPARE, _SUCCESS, _FAILURE = b"\x0a", b"\x12", b"\x1a"  # TxnRequest
@@ -23,11 +27,14 @@ _KEY = b"\x0a"  # of all three requests
 _VALUE, _LEASE, _RANGE_END = b"\x12", b"\x18", b"\x12"
 _TARGETS = {"create": b"\x10\x01\x1a", "mod": b"\x10\x02\x1a", "value": b"\x10\x03\x1a"}  # and the tag of the key
 _EXPECTED = {"create": b"\x28", "mod": b"\x30", "value": b"\x3a"}
+_LIMIT, _KEYS_ONLY = b"\x18", b"\x40\x01"
 _LESS = b"\x08\x02"
 _COMPARE_END = b"\x82\x04"
+_KEPT = 4096
 
 
-def _digits(number: int) -> bytes:
+@lru_cache(_KEPT)
+def _number(number: int) -> bytes:
     out = bytearray()
     while number > 127:  # noqa: PLR2004 - seven bits each
         out.append(number & 127 | 128)
@@ -36,53 +43,94 @@ def _digits(number: int) -> bytes:
     return bytes(out)
 
 
-_lease = lru_cache(64)(_digits)
-_USUAL = [_digits(number) for number in range(4096)]
+def encode_txn(
+    compares: Iterable[Compare], success: Iterable[Action | Range | Encoded], failure: Iterable[Action]
+) -> Encoded:
+    """Write a transaction: its conditions and the operations of both branches."""
+    parts: list[bytes] = []
+    for each in compares:
+        _compare(parts, each)
+    for action in success:
+        _operation(parts, _SUCCESS, action)
+    for action in failure:
+        _operation(parts, _FAILURE, action)
+    return b"".join(parts)
 
 
-def _number(number: int) -> bytes:
-    return _USUAL[number] if number < 4096 else _digits(number)  # noqa: PLR2004
+def encode_op(op: Txn) -> Encoded:
+    """Write a transaction without its fence."""
+    return encode_txn(op.compares, op.success, op.failure)
+
+
+def _operation(parts: list[bytes], branch: bytes, each: Action | Range | Encoded) -> None:
+    if isinstance(each, Put):
+        head, middle, tail = _around_put(branch, len(each.key), len(each.value), each.lease)
+        parts += (head, each.key, middle, each.value, tail)
+    elif isinstance(each, Get):
+        parts += (_before_get(branch, len(each.key)), each.key)
+    elif isinstance(each, Range):
+        parts.append(_sized(branch, _sized(_RANGE, _range(each))))
+    elif isinstance(each, bytes):
+        parts += (_before_txn(branch, len(each)), each)
+    elif isinstance(each, PutOnce):
+        nested = encode_txn((Compare(each.key, "create", 0),), (Put(each.key, each.value),), ())
+        parts += (_before_txn(branch, len(nested)), nested)
+    else:
+        delete = _sized(_KEY, each.key) + (_sized(_RANGE_END, each.range_end) if each.range_end else b"")
+        parts.append(_sized(branch, _sized(_DELETE, delete)))
 
 
 def _sized(tag: bytes, content: bytes) -> bytes:
     return tag + _number(len(content)) + content
 
 
-def encode_txn(compares: Iterable[Compare], success: Iterable[bytes], failure: Iterable[bytes]) -> bytes:
-    """Write a transaction: its conditions and the operations of both branches."""
-    parts = [_sized(_COMPARE, _compare(each)) for each in compares]
-    parts += [_sized(_SUCCESS, each) for each in success]
-    parts += [_sized(_FAILURE, each) for each in failure]
-    return b"".join(parts)
+@lru_cache(_KEPT)
+def _around_put(branch: bytes, key: int, value: int, lease: int) -> tuple[bytes, bytes, bytes]:
+    """Give what stands before the key, between it and the value, and behind."""
+    head, middle = _KEY + _number(key), _VALUE + _number(value)
+    tail = _LEASE + _number(lease) if lease else b""
+    put = len(head) + key + len(middle) + value + len(tail)
+    return _heads(branch, _PUT, put) + head, middle, tail
 
 
-def encode_op(op: Txn) -> bytes:
-    """Write a transaction without its fence."""
-    return encode_txn(op.compares, map(encode_action, op.success), map(encode_action, op.failure))
+@lru_cache(_KEPT)
+def _before_get(branch: bytes, key: int) -> bytes:
+    head = _KEY + _number(key)
+    return _heads(branch, _RANGE, len(head) + key) + head
 
 
-def nested(txn: bytes) -> bytes:
-    """Make a transaction an operation of another."""
-    return _sized(_TXN, txn)
+def _range(each: Range) -> bytes:
+    """Write a read of what stands; one of an earlier revision, or in another order, has no place in a transaction."""
+    end = _sized(_RANGE_END, each.range_end) if each.range_end else b""
+    limit = _LIMIT + _number(each.limit) if each.limit else b""
+    return _sized(_KEY, each.key) + end + limit + (_KEYS_ONLY if each.keys_only else b"")
 
 
-def encode_action(each: Action) -> bytes:
-    """Write one operation of a branch."""
-    key = _sized(_KEY, each.key)
-    if isinstance(each, Put):
-        put = key + _sized(_VALUE, each.value)
-        return _sized(_PUT, put + _LEASE + _lease(each.lease) if each.lease else put)
-    if isinstance(each, Get):
-        return _sized(_RANGE, key)
-    if isinstance(each, PutOnce):
-        put_once = encode_action(Put(each.key, each.value))
-        return nested(encode_txn((Compare(each.key, "create", 0),), (put_once,), ()))
-    return _sized(_DELETE, key + _sized(_RANGE_END, each.range_end) if each.range_end else key)
+@lru_cache(_KEPT)
+def _before_txn(branch: bytes, size: int) -> bytes:
+    return _heads(branch, _TXN, size)
 
 
-def _compare(each: Compare) -> bytes:
+def _heads(branch: bytes, kind: bytes, size: int) -> bytes:
+    """Begin an operation of a branch whose content has a size."""
+    inner = kind + _number(size)
+    return branch + _number(len(inner) + size) + inner
+
+
+def _compare(parts: list[bytes], each: Compare) -> None:
     expected = each.expected
     value = _number(expected) if isinstance(expected, int) else _number(len(expected)) + expected
-    parts = (_TARGETS[each.target], _number(len(each.key)), each.key, _EXPECTED[each.target], value)
-    head = (_LESS, *parts) if each.below else parts
-    return b"".join((*head, _COMPARE_END, _number(len(each.range_end)), each.range_end) if each.range_end else head)
+    if each.below or each.range_end:
+        end = _COMPARE_END + _number(len(each.range_end)) + each.range_end if each.range_end else b""
+        less = _LESS if each.below else b""
+        key = _TARGETS[each.target] + _number(len(each.key)) + each.key
+        parts.append(_sized(_COMPARE, less + key + _EXPECTED[each.target] + value + end))
+    else:
+        head, middle = _around_key(each.target, len(each.key), len(value))
+        parts += (head, each.key, middle, value)
+
+
+@lru_cache(_KEPT)
+def _around_key(target: str, key: int, value: int) -> tuple[bytes, bytes]:
+    head, middle = _TARGETS[target] + _number(key), _EXPECTED[target]
+    return _COMPARE + _number(len(head) + key + len(middle) + value) + head, middle

@@ -108,9 +108,7 @@ class Keeper:
         if self._draining or self._closing:
             raise StoreClosedError("the store is closed: open another one")
         clock = self._clock
-        if clock is None or clock.state(boot_time()) is SessionState.LOST:
-            return None
-        return self._view
+        return self._view if clock is not None and boot_time() < clock.deadline else None
 
     def wait_view(self, deadline: float) -> SessionView:
         """Wait for a live session."""

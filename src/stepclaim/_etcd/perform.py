@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from stepclaim._core.driving import drive, drive_async
+from stepclaim._core.driving import drive
 from stepclaim._core.ops import (
+    Begin,
     Fence,
+    Finish,
     Get,
     Later,
     Many,
@@ -22,13 +26,15 @@ from stepclaim._core.ops import (
     TxnReply,
     UntilChanged,
 )
+from stepclaim._etcd.channel import first_timeout
 from stepclaim._etcd.commit import ranged, txn
+from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_reply, txn_request
 from stepclaim.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from stepclaim._core.ops import KeyValue
     from stepclaim._etcd.aio_client import AsyncClient
@@ -58,10 +64,11 @@ def writes(op: Txn) -> bool:
     return op.fence is not None or any(not isinstance(each, Get) for each in op.success)
 
 
-def _noted(op: Txn, reply: TxnReply, source: SessionSource | None, *, in_doubt: bool) -> TxnReply:
-    if op.fence is not None and reply.barrier and source is not None:
+def _told(op: Txn, reply: TxnReply, source: SessionSource | None) -> TxnReply:
+    """Take note of the barrier, where a transaction did not hold and showed it."""
+    if reply.barrier and op.fence is not None and source is not None:
         source.barrier(op.fence.key, reply.barrier[0])
-    return replace(reply, in_doubt=True) if in_doubt else reply  # a reply may be another caller's, too
+    return reply
 
 
 def _rewritten(op: Fence, reply: TxnReply, source: SessionSource | None) -> TxnReply:
@@ -80,121 +87,192 @@ def _local(op: Op[Any], source: SessionSource | None) -> Any:
     raise TypeError(f"unknown operation {op!r}")
 
 
-def _many(
-    client: Client, source: SessionSource | None, ops: Sequence[Txn], deadline: float
-) -> list[TxnReply | Exception]:
-    def one(op: Txn, first: TxnReply | Exception | None) -> TxnReply | Exception:
-        if isinstance(first, TxnReply):
-            return _noted(op, first, source, in_doubt=False)
-        told = [] if first is None else [first]
+class Performer:
+    """Performs operations for threads."""
 
-        def attempt(timeout: float) -> TxnReply:
-            if told:
-                raise told.pop()
-            return client.committer.commit(op, timeout, deadline)
+    def __init__(self, client: Client, source: SessionSource | None, attempts: int = 0) -> None:
+        self._client = client
+        self._source = source
+        self._attempts = attempts
+        """How often a read is tried at most; 0 is until the deadline."""
 
-        try:
-            reply, in_doubt = client.persist(attempt, deadline, write=True, fenced=op.fence is not None)
-        except Exception as error:  # noqa: BLE001 - the program that asked for this one decides
-            return error
-        return _noted(op, reply, source, in_doubt=in_doubt)
-
-    return [one(op, first) for op, first in zip(ops, client.committer.commit_many(ops, deadline), strict=True)]
-
-
-async def _many_async(
-    client: AsyncClient, source: SessionSource | None, ops: Sequence[Txn], deadline: float
-) -> list[TxnReply | Exception]:
-    async def one(op: Txn, first: Exception | None) -> TxnReply | Exception:
-        told = [] if first is None else [first]
-
-        async def attempt(timeout: float) -> TxnReply:
-            if told:
-                raise told.pop()
-            return await client.committer.commit(op, timeout, deadline)
-
-        try:
-            reply, in_doubt = await client.persist(attempt, deadline, write=True, fenced=op.fence is not None)
-        except Exception as error:  # noqa: BLE001 - the program that asked for this one decides
-            return error
-        return _noted(op, reply, source, in_doubt=in_doubt)
-
-    replies: list[TxnReply | Exception | None] = []
-    more: list[tuple[int, Any]] = []
-    for op, first in zip(ops, await client.committer.commit_many(ops, deadline), strict=True):
-        if isinstance(first, TxnReply):
-            replies.append(_noted(op, first, source, in_doubt=False))
-        else:
-            more.append((len(replies), one(op, first)))
-            replies.append(None)
-    for (at, _), reply in zip(more, await asyncio.gather(*(each for _, each in more)), strict=True):
-        replies[at] = reply
-    return [each for each in replies if each is not None]
-
-
-def run_program(
-    client: Client, source: SessionSource | None, program: Program[R], deadline: float, *, attempts: int = 0
-) -> R:
-    """Run a program for a thread."""
-
-    def perform(op: Op[Any]) -> Any:
+    def perform(self, op: Op[Any], deadline: float) -> Any:
+        """Perform one operation; gives its reply."""
+        client, source = self._client, self._source
         if isinstance(op, Txn):
-            if not writes(op):
-                return txn_reply(client.call(txn, txn_request(op), deadline))
-            reply, in_doubt = client.persist(
-                lambda timeout: client.committer.commit(op, timeout, deadline),
-                deadline,
-                write=True,
-                fenced=op.fence is not None,
-            )
-            return _noted(op, reply, source, in_doubt=in_doubt)
-        if isinstance(op, Many):
-            return _many(client, source, op.txns, deadline)
-        if isinstance(op, Range):
-            return range_reply(client.call(ranged, range_request(op), deadline, attempts=attempts))
+            if writes(op):
+                return self._write(op, deadline)
+            return txn_reply(client.call(txn, txn_request(op), deadline))
         if isinstance(op, OpenSession) and source is not None:
             return source.view() or source.wait_view(deadline)
+        if isinstance(op, Range):
+            timeout = first_timeout(client.settings, deadline)
+            shared = client.committer.read(op, timeout, deadline) if op.shared else None
+            if shared is not None:
+                return shared
+            return range_reply(client.call(ranged, range_request(op), deadline, attempts=self._attempts))
+        if isinstance(op, Begin):
+            return self._begin(op.op, deadline)
+        if isinstance(op, Finish):
+            return op.begun()
         if isinstance(op, UntilChanged):
             return until_changed(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
             return _rewritten(op, txn_reply(client.call(txn, fence_request(op), deadline)), source)
         return _local(op, source)
 
-    return drive(program, perform)
-
-
-async def run_program_async(
-    client: AsyncClient,
-    source: SessionSource | None,
-    program: Program[R],
-    deadline: float,
-    wait_view: Callable[[float], Awaitable[SessionView]],
-    *,
-    attempts: int = 0,
-) -> R:
-    """Run a program for a task."""
-
-    async def perform(op: Op[Any]) -> Any:
-        if isinstance(op, Txn):
-            if not writes(op):
-                return txn_reply(await client.call(txn, txn_request(op), deadline))
-            reply, in_doubt = await client.persist(
-                lambda timeout: client.committer.commit(op, timeout, deadline),
-                deadline,
-                write=True,
-                fenced=op.fence is not None,
-            )
-            return _noted(op, reply, source, in_doubt=in_doubt)
-        if isinstance(op, Many):
-            return await _many_async(client, source, op.txns, deadline)
+    def _begin(self, op: Many | Range, deadline: float) -> Callable[[], Any]:
+        """Send it; what is given back waits for the reply."""
+        client = self._client
         if isinstance(op, Range):
-            return range_reply(await client.call(ranged, range_request(op), deadline, attempts=attempts))
+            request = range_request(op)
+            answer = client.begin(ranged, request, first_timeout(client.settings, deadline))
+            return lambda: range_reply(client.call(ranged, request, deadline, begun=answer))
+        sent = client.committer.send(op.txns, deadline)
+        return lambda: [
+            self._one(each, first, deadline)
+            for each, first in zip(op.txns, client.committer.answers(sent), strict=True)
+        ]
+
+    def _one(self, op: Txn, first: TxnReply | Exception | None, deadline: float) -> TxnReply | Exception:
+        try:
+            if isinstance(first, TxnReply):
+                return _told(op, first, self._source)
+            return self._write(op, deadline, first)
+        except Exception as error:  # noqa: BLE001 - the program that asked for this one decides
+            return error
+
+    def _write(self, op: Txn, deadline: float, first: Exception | None = None) -> TxnReply:
+        """Send a write until it is answered; the first attempt may have been made."""
+        client, fenced = self._client, op.fence is not None
+        try:
+            if first is not None:
+                raise first
+            reply = client.committer.commit(op, first_timeout(client.settings, deadline, fenced=fenced), deadline)
+        except Failed as failed:
+
+            def again(timeout: float) -> TxnReply:
+                return client.committer.commit(op, timeout, deadline)
+
+            reply, in_doubt = client.persist(again, deadline, failed=failed, write=True, fenced=fenced)
+            if in_doubt:
+                reply = replace(reply, in_doubt=True)  # a reply may be another caller's, too
+        return _told(op, reply, self._source)
+
+
+def run_program(
+    client: Client, source: SessionSource | None, program: Program[R], deadline: float, *, attempts: int = 0
+) -> R:
+    """Run a program for a thread."""
+    return drive(program, Performer(client, source, attempts).perform, deadline)
+
+
+class AsyncPerformer:
+    """Performs operations for asyncio."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        source: SessionSource | None,
+        changed: asyncio.Event,
+        attempts: int = 0,
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._changed = changed
+        """Set when there is another session."""
+        self._attempts = attempts
+        """How often a read is tried at most; 0 is until the deadline."""
+
+    def view(self) -> SessionView | None:
+        """Give the live session at once, or None."""
+        return None if self._source is None else self._source.view()
+
+    def perform(self, op: Op[Any], deadline: float) -> Awaitable[Any]:
+        """Perform one operation; gives its reply."""
+        if isinstance(op, Txn) and writes(op):
+            return self._write(op, deadline)
+        return self._perform(op, deadline)
+
+    async def _perform(self, op: Op[Any], deadline: float) -> Any:
+        client, source = self._client, self._source
+        if isinstance(op, Txn):
+            return txn_reply(await client.call(txn, txn_request(op), deadline))
         if isinstance(op, OpenSession) and source is not None:
-            return source.view() or await wait_view(deadline)
+            return await self._wait_view(source, deadline)
+        if isinstance(op, Range):
+            timeout = first_timeout(client.settings, deadline)
+            sharing = client.committer.read(op, timeout, deadline) if op.shared else None
+            shared = await sharing if sharing is not None else None
+            if shared is not None:
+                return shared
+            return range_reply(await client.call(ranged, range_request(op), deadline, attempts=self._attempts))
+        if isinstance(op, Many):
+            return await self._many(op.txns, deadline)
+        if isinstance(op, Begin):
+            return _under_way(self._perform(op.op, deadline))
+        if isinstance(op, Finish):
+            return await op.begun
         if isinstance(op, UntilChanged):
             return await until_changed_async(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
             return _rewritten(op, txn_reply(await client.call(txn, fence_request(op), deadline)), source)
         return _local(op, source)
 
-    return await drive_async(program, perform)
+    async def _wait_view(self, source: SessionSource, deadline: float) -> SessionView:
+        while (view := source.view()) is None:
+            self._changed.clear()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return source.wait_view(deadline)  # which tells that there is none
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(left, 0.5))
+        return view
+
+    async def _many(self, ops: Sequence[Txn], deadline: float) -> list[TxnReply | Exception]:
+        replies: dict[int, TxnReply | Exception] = {}
+
+        async def one(at: int, op: Txn, first: Exception | None) -> None:
+            try:
+                replies[at] = await self._write(op, deadline, first)
+            except Exception as error:  # noqa: BLE001 - the program that asked for this one decides
+                replies[at] = error
+
+        more = []
+        for at, (op, first) in enumerate(
+            zip(ops, await self._client.committer.commit_many(ops, deadline), strict=True)
+        ):
+            if isinstance(first, TxnReply):
+                replies[at] = _told(op, first, self._source)
+            else:
+                more.append(one(at, op, first))
+        if more:
+            await asyncio.gather(*more)
+        return [replies[at] for at in range(len(ops))]
+
+    async def _write(self, op: Txn, deadline: float, first: Exception | None = None) -> TxnReply:
+        """Send a write until it is answered; the first attempt may have been made."""
+        client, fenced = self._client, op.fence is not None
+        try:
+            if first is not None:
+                raise first
+            timeout = first_timeout(client.settings, deadline, fenced=fenced)
+            shared = await client.committer.commit(op, timeout, deadline)
+            reply = await client.committer.alone(op, timeout) if shared is None else shared
+        except Failed as failed:
+
+            async def again(timeout: float) -> TxnReply:
+                shared = await client.committer.commit(op, timeout, deadline)
+                return await client.committer.alone(op, timeout) if shared is None else shared
+
+            reply, in_doubt = await client.persist(again, deadline, failed=failed, write=True, fenced=fenced)
+            if in_doubt:
+                reply = replace(reply, in_doubt=True)  # a reply may be another caller's, too
+        return _told(op, reply, self._source)
+
+
+def _under_way(call: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+    """Run a call beside its program. Its error is the program's affair; if nobody asks for it any more, nobody's."""
+    task = asyncio.ensure_future(call)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

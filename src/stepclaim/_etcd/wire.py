@@ -8,12 +8,12 @@ from etcd3 import etcdrpc, transactions
 
 from stepclaim._core.keys import Keyspace
 from stepclaim._core.ops import Compare, Fence, Get, KeyValue, Put, Range, RangeReply, SessionView, Txn, TxnReply
-from stepclaim._etcd.encoding import encode_action, encode_op, encode_txn, nested
+from stepclaim._etcd.encoding import encode_op, encode_txn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from stepclaim._core.batching import Batch, Pending
+    from stepclaim._core.batching import Batch
     from stepclaim.models import StepClaim
 
 
@@ -28,23 +28,17 @@ def txn_request(op: Txn) -> bytes:
     fence = op.fence
     if fence is None:
         return encode_op(op)
-    return encode_txn(
-        (*op.compares, _unmoved(fence)),
-        map(encode_action, op.success),
-        map(encode_action, (*op.failure, Get(fence.key))),
-    )
+    return encode_txn((*op.compares, _unmoved(fence)), op.success, (*op.failure, Get(fence.key)))
 
 
 def batch_request(batch: Batch) -> bytes:
     """Make the message of a shared transaction: one nested transaction a member, behind one fence for all."""
-    members = (
-        encode_action(Get(each.op.compares[0].key)) if each.look else nested(encode_op(each.op))
-        for each in batch.members
-    )
+    members = [each.op for each in batch.reads]
+    members += [Get(each.op.compares[0].key) if each.look else encode_op(each.op) for each in batch.members]
     fence = batch.fence
     if fence is None:
         return encode_txn((), members, ())
-    return encode_txn((_unmoved(fence),), members, (encode_action(Get(fence.key)),))
+    return encode_txn((_unmoved(fence),), members, (Get(fence.key),))
 
 
 def _unmoved(fence: SessionView) -> Compare:
@@ -57,18 +51,18 @@ def batch_replies(batch: Batch, response: Any) -> Sequence[TxnReply | None]:
     if not response.succeeded:
         moved = TxnReply(False, revision, fence_moved=True, barrier=_found(response.responses))
         return [moved if each.op.fence else None for each in batch.members]
+    for reader, each in zip(batch.reads, response.responses, strict=False):
+        if not each.response_range.more:  # what has more pages has to know of which revision they are
+            reader.reply = range_reply(each.response_range)
+    done = TxnReply(True, revision)
     return [
-        _member_reply(member, each, revision) for member, each in zip(batch.members, response.responses, strict=True)
+        done
+        if member.only_writes and each.response_txn.succeeded
+        else _reply(each.response_txn, revision)
+        if not member.look
+        else TxnReply(False, revision, _found((each,)))
+        for member, each in zip(batch.members, response.responses[len(batch.reads) :], strict=True)
     ]
-
-
-def _member_reply(member: Pending, response: Any, revision: int) -> TxnReply:
-    if member.look:
-        return TxnReply(False, revision, _found((response,)))
-    nested_response = response.response_txn
-    if member.only_writes and nested_response.succeeded:
-        return TxnReply(True, revision)
-    return _reply(nested_response, revision)
 
 
 def look_request(op: Txn) -> Any:
@@ -84,9 +78,8 @@ def look_reply(response: Any) -> TxnReply:
 def fence_request(op: Fence) -> bytes:
     """Make the message that rewrites the session key while it still is this session's, and reads."""
     session = op.session
-    gets = [encode_action(each) for each in op.gets]
-    rewrite = encode_action(Put(session.key, session.value, session.lease))
-    return encode_txn((Compare(session.key, "create", session.create_revision),), (rewrite, *gets), gets)
+    rewrite = Put(session.key, session.value, session.lease)
+    return encode_txn((Compare(session.key, "create", session.create_revision),), (rewrite, *op.gets), op.gets)
 
 
 def range_request(op: Range) -> Any:
@@ -123,7 +116,7 @@ def _found(responses: Iterable[Any]) -> tuple[KeyValue | None, ...]:
 
 
 def range_reply(response: Any) -> RangeReply:
-    """Read one page."""
+    """Read one page; in a transaction it tells no revision."""
     return RangeReply([_kv(kv) for kv in response.kvs], response.header.revision, response.more, response.count)
 
 
