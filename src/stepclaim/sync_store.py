@@ -73,7 +73,7 @@ class EtcdRunStore(RunStore):
         except BaseException:
             self._client.close()
             raise
-        self._perform = Performer(self._client, self._keeper).perform
+        self._performer = Performer(self._client, self._keeper)
         self._closed = False
 
     @classmethod
@@ -119,7 +119,8 @@ class EtcdRunStore(RunStore):
         self._calls.add(program)  # before the check, so that a call that passes it is waited for by `close`
         try:
             self._check()
-            return drive(program, self._perform, time.monotonic() + (timeout or self._timeout))
+            performer = self._performer
+            return drive(program, performer.perform, time.monotonic() + (timeout or self._timeout), performer.view)
         finally:
             self._calls.discard(program)
             if self._closed and os.getpid() == self._pid:  # a forked child's copy of the lock may be held for ever

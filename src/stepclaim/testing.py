@@ -186,7 +186,7 @@ class _InMemoryStore:
                 return self._wait(op.key, b"", op.revision, deadline)
             return self._perform(op)
 
-        return drive(program, perform, deadline)
+        return drive(program, perform, deadline, lambda: self._view)
 
 
 class InMemoryRunStore(_InMemoryStore, RunStore):

@@ -211,4 +211,4 @@ def turn_to(member: EmbeddedEtcd, *stores: AnyStore) -> None:
     for store in stores:
         for client in (store.raw._client, store.raw._keeper._client):
             endpoints = [each.endpoint for each in client.members.all]
-            client.members._at = endpoints.index(member.endpoint)
+            client.members.current = client.members.all[endpoints.index(member.endpoint)]

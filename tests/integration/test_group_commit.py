@@ -128,6 +128,13 @@ def writing(proxy: EtcdProxy) -> int:
     return sum(any_write(etcdrpc.TxnRequest.FromString(request)) for request in requests)
 
 
+def fences(proxy: EtcdProxy) -> int:
+    """Count the rewritings of a session's key."""
+    requests = [call.request for call in list(proxy.calls) if call.method == "Txn"]
+    compares = [compare for request in requests for compare in etcdrpc.TxnRequest.FromString(request).compare]
+    return sum(b"/sessions/" in compare.key and compare.create_revision > 0 for compare in compares)
+
+
 # --- calls that gather -----------------------------------------------------------------------------------------------
 
 
@@ -439,6 +446,7 @@ async def test_the_answer_to_all_of_them_is_lost(
     assert fault.happened.is_set()
     assert fault.call is not None
     assert len(etcdrpc.TxnRequest.FromString(fault.call.request).success) >= len(calls) - 7, "it was shared"
+    assert fences(proxy) == 1, "once for all of them"
     await mixed.judge(told, other, truth)
 
 

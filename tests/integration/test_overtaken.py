@@ -361,20 +361,23 @@ async def test_claiming_several_releases_what_was_won_before_one_stayed_in_doubt
     await held(other, 0)
 
 
+@pytest.mark.parametrize(("number", "lost"), [(4, 1), (600, 1), (600, 3), (600, 5)])
 async def test_claiming_several_releases_all_when_its_task_is_cancelled(
-    etcd: EtcdServer, proxy: EtcdProxy, prefix: str
+    etcd: EtcdServer, proxy: EtcdProxy, prefix: str, number: int, lost: int
 ) -> None:
+    """Also what is on its way beside the one that is waited for, and what was won before."""
     async with (
         AsyncEtcdRunStore.connect(proxy.endpoint, prefix=prefix) as store,
         AsyncEtcdRunStore.connect(etcd.endpoint, prefix=prefix) as other,
     ):
-        fault = proxy.drop_reply("Txn", 1, "silence")
-        claiming = asyncio.create_task(store.claim_steps(RUN, ["a", "b", "c", "d"]))
+        fault = proxy.drop_reply("Txn", lost, "silence")
+        claiming = asyncio.create_task(store.claim_steps(RUN, [f"s{each}" for each in range(number)]))
         await asyncio.to_thread(eventually, fault.happened.is_set)
         claiming.cancel()
         with pytest.raises(asyncio.CancelledError):
             await claiming
         await held(AnyStore(other, None), 0)  # type: ignore[arg-type]
+        assert len(await other.claim_steps(RUN, [f"s{each}" for each in range(number)])) == number
 
 
 # --- reads -----------------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class Driven:
 
             self.raw = asyncio.run_coroutine_threadsafe(connect(), self._loop).result(20)
         if member is not None:
-            self.raw._client.members._at = member
+            self.raw._client.members.current = self.raw._client.members.all[member]
 
     def start(self, name: str, *args: Any, **keywords: Any) -> Future[Any]:
         """Begin a call in the background."""

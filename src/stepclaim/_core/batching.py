@@ -62,6 +62,11 @@ class Pending(Struct, eq=False):
 P = TypeVar("P", bound=Pending)
 
 
+def claim_of(op: Txn) -> bytes | None:
+    """Name the claim key that a transaction would create."""
+    return op.compares[0].key if op.fence is not None else None
+
+
 def pending(op: Txn, now: float, kind: type[P]) -> P | None:
     """Measure a transaction; None for one that has to go alone."""
     reads: list[bytes] = []
@@ -93,8 +98,7 @@ def pending(op: Txn, now: float, kind: type[P]) -> P | None:
     weight = max(len(op.compares), len(op.success), len(op.failure)) + put_once
     if weight > MOST_OPERATIONS // 2 or size > LARGEST_MEMBER:
         return None
-    claim = None if op.fence is None else op.compares[0].key
-    return kind(op, claim, weight, size, now, not (put_once or get), reads, writes)
+    return kind(op, claim_of(op), weight, size, now, not (put_once or get), reads, writes)
 
 
 def reading(op: Range, now: float, kind: type[P]) -> P:

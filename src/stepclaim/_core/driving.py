@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def drive(program: Program[R], perform: Callable[[Op[Any], float], Any], deadline: float) -> R:
-    """Run a program for a thread."""
+def drive(
+    program: Program[R],
+    perform: Callable[[Op[Any], float], Any],
+    deadline: float,
+    view: Callable[[], SessionView | None],
+) -> R:
+    """Run a program for a thread. What can be told of the session at once needs no performing."""
     gone: BaseException | None = None
     try:
         op = next(program)
         while True:
             try:
-                reply = perform(op, deadline)
+                reply = view() if isinstance(op, OpenSession) else None
+                if reply is None:
+                    reply = perform(op, deadline)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
             except BaseException as error:  # noqa: BLE001 - raised again once the program has cleaned up

@@ -161,7 +161,7 @@ class Txn(Op[TxnReply], frozen=True, kw_only=True, gc=False):
     """One transaction: all compares hold, then all of `success`, else all of `failure`.
 
     With a `fence` it also compares the session's barrier, is never sent twice while its outcome is unknown, and
-    raises `InDoubt` into the program instead.
+    raises `InDoubt` into the program instead; its `success` only puts.
     """
 
     compares: tuple[Compare, ...]

@@ -50,8 +50,8 @@ class _Strand:
 def together(programs: Iterable[Program[R]]) -> Program[tuple[list[R], list[Exception]]]:
     """Run programs to their ends, step by step with each other; gives the results and the errors.
 
-    After an error no more are begun. Should the caller go away, each is told so and leaves nothing behind; then
-    `Abandoned` goes on.
+    After an error no more are begun. Should the caller go away, each that has not ended is told so and leaves nothing
+    behind; `Abandoned` is among the errors then.
     """
     left = iter(programs)
     ended: list[_Strand] = []
@@ -70,7 +70,7 @@ def together(programs: Iterable[Program[R]]) -> Program[tuple[list[R], list[Exce
             errors += [each.error for each in strands if each.error is not None]
             if any(isinstance(error, Abandoned) for error in errors):
                 yield from _abandon(each for others, _ in under_way for each in others)
-                raise Abandoned
+                break
     return [each.result for each in ended if each.error is None], errors
 
 

@@ -31,6 +31,7 @@ class AsyncClient:
             access,
             grpc.aio.insecure_channel,
             grpc.aio.secure_channel,
+            lambda pairs: grpc.aio.Metadata(*pairs),
         )
         self.settings = settings
         self.committer = AsyncCommitter(self, settings.attempt_timeout)

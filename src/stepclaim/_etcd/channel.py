@@ -75,9 +75,16 @@ class Members:
     """All endpoints, the one in use, and the token: what the sync and the asyncio client share."""
 
     def __init__(
-        self, settings: Settings, access: Access, connect: Callable[..., Any], secure: Callable[..., Any]
+        self,
+        settings: Settings,
+        access: Access,
+        connect: Callable[..., Any],
+        secure: Callable[..., Any],
+        pack: Callable[[tuple[tuple[str, str], ...]], Any] = tuple,
     ) -> None:
         self.settings = settings
+        self._pack = pack
+        """Makes of a call's metadata what gRPC would make of it at each call."""
         options: list[tuple[str, Any]] = list(OPTIONS)
         if settings.tls_server_name:
             options.append(("grpc.ssl_target_name_override", settings.tls_server_name))
@@ -86,15 +93,11 @@ class Members:
             self.all = [Member(each, secure(each, credentials, options)) for each in settings.endpoints]
         else:
             self.all = [Member(each, connect(each, options)) for each in settings.endpoints]
-        self._at = random.randrange(len(self.all))  # noqa: S311 - spreads load, guards nothing
+        self.current = random.choice(self.all)  # noqa: S311 - spreads load, guards nothing
+        """The member that is asked now."""
         self._lock = threading.Lock()
         self.logged_in(access.token)
         self.needs_login = settings.user is not None
-
-    @property
-    def current(self) -> Member:
-        """The member that is asked now."""
-        return self.all[self._at]
 
     def login_request(self) -> Any:
         """Make the message that asks for a token."""
@@ -105,7 +108,7 @@ class Members:
 
     def logged_in(self, token: str | None) -> None:
         """Send the token with all calls from now on; None where the cluster knows no users."""
-        self.metadata: tuple[tuple[str, str], ...] = (("hasleader", "true"), *((("token", token),) if token else ()))
+        self.metadata = self._pack((("hasleader", "true"), *((("token", token),) if token else ())))
         self.needs_login = False
 
     def login_failed(self, error: grpc.RpcError, member: Member) -> Failure | None:
@@ -125,7 +128,7 @@ class Members:
     def _turn_from(self, member: Member) -> None:
         with self._lock:
             if self.current is member:
-                self._at = (self._at + 1) % len(self.all)
+                self.current = self.all[(self.all.index(member) + 1) % len(self.all)]
 
     def failed(self, error: grpc.RpcError, member: Member) -> Failure:
         """Judge a failed attempt, and turn to the next member or to a new token where that may help."""

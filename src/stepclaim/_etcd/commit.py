@@ -11,12 +11,13 @@ import threading
 import time
 from collections import deque
 from copy import copy
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from msgspec import field
 from msgspec.structs import replace
 
-from stepclaim._core.batching import MOST_OPERATIONS, Batch, Pending, pending, reading
+from stepclaim._core.batching import MOST_OPERATIONS, Batch, Pending, claim_of, pending, reading
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.status import Failure
 from stepclaim._etcd.wire import (
@@ -50,14 +51,11 @@ _ENOUGH = 32
 """So many have to wait before a further one goes: many small ones would cost more than they save."""
 
 
-def txn(member: Member) -> Any:
-    """Name the method that carries out transactions."""
-    return member.txn
+txn: Callable[[Member], Any] = attrgetter("txn")
+"""Name the method that carries out transactions."""
 
-
-def ranged(member: Member) -> Any:
-    """Name the method that reads."""
-    return member.range
+ranged: Callable[[Member], Any] = attrgetter("range")
+"""Name the method that reads."""
 
 
 class WaitingThread(Pending, eq=False):
@@ -114,6 +112,8 @@ class _Queue(Generic[W]):
         """Claims that the last two flights, and the last of them, saw stand."""
         self._aloft: set[bytes] = set()
         """Claims on their way: the same ones wait until these have landed, and look."""
+        self.lone: bytes | None = None
+        """The claim of one that goes alone."""
         self._most = MOST_OPERATIONS
         self.attempt_timeout = attempt_timeout
 
@@ -132,20 +132,12 @@ class _Queue(Generic[W]):
             return None
         return reading(op, now, self._kind)
 
-    def lone(self, op: Txn) -> bytes | None:
-        """Take note of a claim that goes alone, for those who come meanwhile; gives its key."""
-        if op.fence is None:
-            return None
-        key = op.compares[0].key
-        self._aloft.add(key)
-        return key
-
-    def landed(self, key: bytes | None, reply: TxnReply | None) -> None:
-        """Take note of what became of one that went alone."""
-        if key is not None:
-            self._aloft.discard(key)
-        stands = key is not None and reply is not None and (reply.succeeded or any(reply.found[:1]))
-        self._saw(frozenset((key,)) if stands and key is not None else frozenset())
+    def landed(self, reply: TxnReply | None) -> None:
+        """Take note of what became of the one that went alone, for those who came meanwhile."""
+        lone, self.lone = self.lone, None
+        if self.waiting:
+            stands = lone is not None and reply is not None and (reply.succeeded or any(reply.found[:1]))
+            self._saw(frozenset((lone,)) if stands and lone is not None else frozenset())
 
     def _saw(self, standing: frozenset[bytes]) -> None:
         self._standing, self._last = standing | self._last, standing
@@ -156,6 +148,7 @@ class _Queue(Generic[W]):
         kept: list[W] = []
         late: list[W] = []
         members = batch.members
+        aloft = self._aloft if self.lone is None else {*self._aloft, self.lone}
         if first is not None and not self._take(batch, first):
             late.append(first)  # too much for a shared one: this etcd takes less than was thought
         oldest = time.monotonic() - self.attempt_timeout
@@ -167,9 +160,9 @@ class _Queue(Generic[W]):
                 continue
             if entry.since < oldest:
                 late.append(entry)
-            elif entry.claim not in self._aloft and self._take(batch, entry):
+            elif entry.claim not in aloft and self._take(batch, entry):
                 continue
-            elif members or entry.claim in self._aloft:
+            elif members or entry.claim in aloft:
                 entry.reopen()
                 kept.append(entry)
             else:  # too much for a shared one: this etcd takes less than was thought
@@ -274,14 +267,16 @@ class Committer:
         """Attempt a transaction once, alone or with others; raises `Failed`."""
         queue = self._queue
         if timeout == queue.attempt_timeout and not queue.waiting and self._busy.acquire(blocking=False):
-            key, reply = queue.lone(op), None
+            queue.lone, reply = claim_of(op), None
             try:
-                reply = self._alone(op, timeout)
+                answer = self._client.attempt(txn, txn_request(op), timeout)
+                reply = txn_reply(answer, fenced=op.fence is not None)
                 return reply
             finally:
-                queue.landed(key, reply)
+                queue.landed(reply)
                 self._busy.release()
-                self._pass_on()
+                if queue.waiting:
+                    self._pass_on()
         entry = queue.entry(op, timeout, deadline)
         if entry is None:
             return self._alone(op, timeout)
@@ -430,12 +425,13 @@ class AsyncCommitter:
     async def _first(self, op: Txn, timeout: float) -> TxnReply:
         """Go alone, ahead of those who come meanwhile."""
         self._aloft = 1
-        key, reply = self._queue.lone(op), None
+        self._queue.lone, reply = claim_of(op), None
         try:
-            reply = await self.alone(op, timeout)
+            answer = await self._client.attempt(txn, txn_request(op), timeout)
+            reply = txn_reply(answer, fenced=op.fence is not None)
             return reply
         finally:
-            self._queue.landed(key, reply)
+            self._queue.landed(reply)
             self._aloft -= 1
             if self._queue.waiting:
                 self._call()

@@ -62,6 +62,15 @@ def encode_op(op: Txn) -> Encoded:
     return encode_txn(op.compares, op.success, op.failure)
 
 
+@lru_cache(64)
+def encode_fence(key: bytes, revision: int) -> Encoded:
+    """Write what makes a transaction hold only while the key's mod revision is this one, and reads it where it isn't.
+
+    It stands behind the transaction: fields that come several times count as one list.
+    """
+    return encode_txn((Compare(key, "mod", revision),), (), (Get(key),))
+
+
 def _operation(parts: list[bytes], branch: bytes, each: Action | Range | Encoded) -> None:
     if isinstance(each, Put):
         head, middle, tail = _around_put(branch, len(each.key), len(each.value), each.lease)

@@ -136,6 +136,11 @@ class Keeper:
             if revision > view.mod_revision:
                 self._view = _moved(view, revision)
 
+    def passed(self, session: SessionView) -> bool:
+        """Tell whether the barrier has moved on from where it was, so that nothing sent behind it can happen."""
+        view = self._view
+        return view is not None and view.key == session.key and view.mod_revision > session.mod_revision
+
     def watch_claim(self, key: bytes, claim: StepClaim, lost: Callable[[], None]) -> Callable[[], None]:
         """Call back, once, when a claim is found to be lost; asked each second, and when the session ends."""
         leave = self._bodies.enter(key, claim, lost)

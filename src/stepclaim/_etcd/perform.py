@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -31,12 +32,12 @@ from stepclaim._etcd.commit import ranged, txn
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_reply, txn_request
-from stepclaim.errors import ConfigurationError
+from stepclaim.errors import ConfigurationError, DeadlineExceededError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-    from stepclaim._core.ops import KeyValue
+    from stepclaim._core.ops import KeyValue, RangeReply
     from stepclaim._etcd.aio_client import AsyncClient
     from stepclaim._etcd.client import Client
 
@@ -54,6 +55,9 @@ class SessionSource(Protocol):
 
     def barrier(self, key: bytes, found: KeyValue | None, revision: int | None = None) -> None:
         """Take note of the barrier."""
+
+    def passed(self, session: SessionView) -> bool:
+        """Tell whether the barrier has moved on from where it was, so that nothing sent behind it can happen."""
 
     def later(self, later: Later) -> None:
         """Run a program in the background."""
@@ -77,6 +81,20 @@ def _rewritten(op: Fence, reply: TxnReply, source: SessionSource | None) -> TxnR
     return reply
 
 
+def _alone(get: Get) -> Range:
+    return Range(key=get.key, range_end=b"")
+
+
+def _found(pages: list[RangeReply]) -> TxnReply:
+    """Tell what was read key by key as a transaction's reads; each is as new as the last."""
+    found = tuple(page.kvs[0] if page.kvs else None for page in pages)
+    return TxnReply(False, min((page.revision for page in pages), default=0), found)
+
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+
+
 def _local(op: Op[Any], source: SessionSource | None) -> Any:
     if isinstance(op, OpenSession):
         raise ConfigurationError("this store was opened with session=False: it can look and release, but not claim")
@@ -87,7 +105,17 @@ def _local(op: Op[Any], source: SessionSource | None) -> Any:
     raise TypeError(f"unknown operation {op!r}")
 
 
-class Performer:
+class _Performer:
+    """What both know of the session."""
+
+    _source: SessionSource | None
+
+    def view(self) -> SessionView | None:
+        """Give the live session at once, or None."""
+        return None if self._source is None else self._source.view()
+
+
+class Performer(_Performer):
     """Performs operations for threads."""
 
     def __init__(self, client: Client, source: SessionSource | None, attempts: int = 0) -> None:
@@ -95,6 +123,7 @@ class Performer:
         self._source = source
         self._attempts = attempts
         """How often a read is tried at most; 0 is until the deadline."""
+        self._fencing = threading.Lock()
 
     def perform(self, op: Op[Any], deadline: float) -> Any:
         """Perform one operation; gives its reply."""
@@ -104,7 +133,7 @@ class Performer:
                 return self._write(op, deadline)
             return txn_reply(client.call(txn, txn_request(op), deadline))
         if isinstance(op, OpenSession) and source is not None:
-            return source.view() or source.wait_view(deadline)
+            return source.wait_view(deadline)
         if isinstance(op, Range):
             timeout = first_timeout(client.settings, deadline)
             shared = client.committer.read(op, timeout, deadline) if op.shared else None
@@ -118,8 +147,21 @@ class Performer:
         if isinstance(op, UntilChanged):
             return until_changed(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
-            return _rewritten(op, txn_reply(client.call(txn, fence_request(op), deadline)), source)
+            return self._fence(op, deadline)
         return _local(op, source)
+
+    def _fence(self, op: Fence, deadline: float) -> TxnReply:
+        """Fence once for all who have the same barrier; those who come after the first only read."""
+        client, source = self._client, self._source
+        if not self._fencing.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise _too_late()
+        try:
+            if source is None or not source.passed(op.session):
+                return _rewritten(op, txn_reply(client.call(txn, fence_request(op), deadline)), source)
+        finally:
+            self._fencing.release()
+        pages = [range_reply(client.call(ranged, range_request(each), deadline)) for each in map(_alone, op.gets)]
+        return _found(pages)
 
     def _begin(self, op: Many | Range, deadline: float) -> Callable[[], Any]:
         """Send it; what is given back waits for the reply."""
@@ -157,17 +199,18 @@ class Performer:
             reply, in_doubt = client.persist(again, deadline, failed=failed, write=True, fenced=fenced)
             if in_doubt:
                 reply = replace(reply, in_doubt=True)  # a reply may be another caller's, too
-        return _told(op, reply, self._source)
+        return _told(op, reply, self._source) if reply.barrier else reply
 
 
 def run_program(
     client: Client, source: SessionSource | None, program: Program[R], deadline: float, *, attempts: int = 0
 ) -> R:
     """Run a program for a thread."""
-    return drive(program, Performer(client, source, attempts).perform, deadline)
+    performer = Performer(client, source, attempts)
+    return drive(program, performer.perform, deadline, performer.view)
 
 
-class AsyncPerformer:
+class AsyncPerformer(_Performer):
     """Performs operations for asyncio."""
 
     def __init__(
@@ -183,10 +226,7 @@ class AsyncPerformer:
         """Set when there is another session."""
         self._attempts = attempts
         """How often a read is tried at most; 0 is until the deadline."""
-
-    def view(self) -> SessionView | None:
-        """Give the live session at once, or None."""
-        return None if self._source is None else self._source.view()
+        self._fencing = asyncio.Lock()
 
     def perform(self, op: Op[Any], deadline: float) -> Awaitable[Any]:
         """Perform one operation; gives its reply."""
@@ -216,8 +256,23 @@ class AsyncPerformer:
         if isinstance(op, UntilChanged):
             return await until_changed_async(client, op.key, op.revision, deadline)
         if isinstance(op, Fence):
-            return _rewritten(op, txn_reply(await client.call(txn, fence_request(op), deadline)), source)
+            return await self._fence(op, deadline)
         return _local(op, source)
+
+    async def _fence(self, op: Fence, deadline: float) -> TxnReply:
+        """Fence once for all who have the same barrier; those who come after the first only read."""
+        client, source = self._client, self._source
+        try:
+            await asyncio.wait_for(self._fencing.acquire(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise _too_late() from None
+        try:
+            if source is None or not source.passed(op.session):
+                return _rewritten(op, txn_reply(await client.call(txn, fence_request(op), deadline)), source)
+        finally:
+            self._fencing.release()
+        pages = [range_reply(await client.call(ranged, range_request(each), deadline)) for each in map(_alone, op.gets)]
+        return _found(pages)
 
     async def _wait_view(self, source: SessionSource, deadline: float) -> SessionView:
         while (view := source.view()) is None:
@@ -268,7 +323,7 @@ class AsyncPerformer:
             reply, in_doubt = await client.persist(again, deadline, failed=failed, write=True, fenced=fenced)
             if in_doubt:
                 reply = replace(reply, in_doubt=True)  # a reply may be another caller's, too
-        return _told(op, reply, self._source)
+        return _told(op, reply, self._source) if reply.barrier else reply
 
 
 def _under_way(call: Coroutine[Any, Any, R]) -> asyncio.Task[R]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from etcd3 import etcdrpc, transactions
 
 from stepclaim._core.keys import Keyspace
-from stepclaim._core.ops import Compare, Fence, Get, KeyValue, Put, Range, RangeReply, SessionView, Txn, TxnReply
-from stepclaim._etcd.encoding import encode_op, encode_txn
+from stepclaim._core.ops import Compare, Fence, Get, KeyValue, Put, Range, RangeReply, Txn, TxnReply
+from stepclaim._etcd.encoding import encode_fence, encode_op, encode_txn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,23 +26,15 @@ def guard(claim: StepClaim) -> Any:
 def txn_request(op: Txn) -> bytes:
     """Make a transaction's message; a fenced one also compares the barrier and reads it where it fails."""
     fence = op.fence
-    if fence is None:
-        return encode_op(op)
-    return encode_txn((*op.compares, _unmoved(fence)), op.success, (*op.failure, Get(fence.key)))
+    return encode_op(op) if fence is None else encode_op(op) + encode_fence(fence.key, fence.mod_revision)
 
 
 def batch_request(batch: Batch) -> bytes:
     """Make the message of a shared transaction: one nested transaction a member, behind one fence for all."""
     members = [each.op for each in batch.reads]
     members += [Get(each.op.compares[0].key) if each.look else encode_op(each.op) for each in batch.members]
-    fence = batch.fence
-    if fence is None:
-        return encode_txn((), members, ())
-    return encode_txn((_unmoved(fence),), members, (Get(fence.key),))
-
-
-def _unmoved(fence: SessionView) -> Compare:
-    return Compare(fence.key, "mod", fence.mod_revision)
+    request, fence = encode_txn((), members, ()), batch.fence
+    return request if fence is None else request + encode_fence(fence.key, fence.mod_revision)
 
 
 def batch_replies(batch: Batch, response: Any) -> Sequence[TxnReply | None]:
@@ -95,8 +87,10 @@ def range_request(op: Range) -> Any:
 
 def txn_reply(response: Any, *, fenced: bool = False) -> TxnReply:
     """Read what a transaction did: of each read in its branch, the one key or None."""
+    if fenced and response.succeeded:
+        return TxnReply(True, response.header.revision)
     reply = _reply(response, response.header.revision)
-    if fenced and not reply.succeeded:
+    if fenced:
         reply.found, reply.barrier = reply.found[:-1], reply.found[-1:]
     return reply
 
