@@ -197,6 +197,10 @@ def test_what_goes_alone(op: Txn) -> None:
         (Txn(compares=(), success=(Put(b"/b", b""), Get(b"/a"))), write(b"/a")),
         (write(b"/a"), Txn(compares=(Compare(b"/b", "mod", 1),), success=(Put(b"/b", b""),), failure=(Get(b"/a"),))),
         (Txn(compares=(Compare(b"/b", "mod", 1),), success=(Put(b"/b", b""),), failure=(Get(b"/a"),)), write(b"/a")),
+        (
+            Txn(compares=(Compare(b"/run", "mod", 1),), success=(Put(b"/a", b""),)),
+            Txn(compares=(Compare(b"/run", "mod", 1),), success=(Put(b"/b", b""),)),
+        ),
         (claim(b"/a", session()), claim(b"/b", session(b"/s/one", 8))),
         (claim(b"/a", session()), claim(b"/b", session(b"/s/two", 9))),
     ],
@@ -214,6 +218,7 @@ def test_what_goes_alone(op: Txn) -> None:
         "writes what is read",
         "reads what is written if it fails",
         "writes what is read by one that fails",
+        "looks at what is looked at, which nothing needs",
         "another fence",
         "another session's fence",
     ],
@@ -227,13 +232,13 @@ def test_what_waits_for_the_next(first: Txn, second: Txn) -> None:
 
 
 def test_what_goes_together() -> None:
-    """Different keys, any number of readers of one key, and any kinds beside each other."""
+    """Different keys, and any kinds beside each other."""
     batch = together(
         entry(claim(b"/a")),
         entry(claim(b"/b", None, b"other", Put(b"/b/row", b"{}"))),
         entry(write(b"/c", PutOnce(b"/d", b""))),
         entry(Txn(compares=(Compare(b"/run", "mod", 1),), success=(Put(b"/e", b""),))),
-        entry(Txn(compares=(Compare(b"/run", "mod", 1),), success=(Delete(b"/f"),))),
+        entry(Txn(compares=(Compare(b"/claim", "mod", 1),), success=(Delete(b"/claim"),))),
         entry(claim(b"/g"), look=True),
     )
     assert len(batch.members) == 6

@@ -1,7 +1,7 @@
 """Which transactions may share one, and what each of them is told: the rules of group commit.
 
 A shared transaction nests one transaction a call, each with its own compares, so that calls succeed and fail by
-themselves. No key is written by one member and touched by another. Claims of one step that are made at the same time
+themselves. No key is touched by two members. Claims of one step that are made at the same time
 are one member: one may win, and the others are told of it. A claim that was queued while its step was being claimed
 looks before it writes.
 """
@@ -40,8 +40,8 @@ class Pending(Struct, eq=False):
     since: float
     only_writes: bool
     """Where it succeeds there is nothing to read in its answer."""
-    reads: Sequence[bytes] = ()
-    writes: Sequence[bytes] = ()
+    keys: Sequence[bytes] = ()
+    """All that it writes or looks at."""
     look: bool = False
     """It only reads the claim key, because somebody seems to have it."""
     looked: bool = False
@@ -69,36 +69,33 @@ def claim_of(op: Txn) -> bytes | None:
 
 def pending(op: Txn, now: float, kind: type[P]) -> P | None:
     """Measure a transaction; None for one that has to go alone."""
-    reads: list[bytes] = []
-    writes: list[bytes] = []
+    keys = [each.key for each in op.compares]
     size = 0
     put_once = get = False
-    for compare in op.compares:
-        if compare.range_end:
-            return None
-        reads.append(compare.key)
     for action in op.success:
+        keys.append(action.key)
         if isinstance(action, Put):
             size += len(action.value)
         elif isinstance(action, Get):
             get = True
-            reads.append(action.key)
-            continue
         elif isinstance(action, PutOnce):
             put_once = True
             size += len(action.value)
         elif action.range_end:
             return None
-        writes.append(action.key)
-    for action in op.failure:
-        if not isinstance(action, Get):
-            return None
-        reads.append(action.key)
-    size += sum(map(len, reads)) + sum(map(len, writes)) + _OVERHEAD * (len(reads) + len(writes))
+    if op.fence is None:  # else it compares no range, and where it fails it looks at what it compares
+        for each in op.compares:
+            if each.range_end:
+                return None
+        for action in op.failure:
+            if not isinstance(action, Get):
+                return None
+            keys.append(action.key)
+    size += sum(map(len, keys)) + _OVERHEAD * len(keys)
     weight = max(len(op.compares), len(op.success), len(op.failure)) + put_once
     if weight > MOST_OPERATIONS // 2 or size > LARGEST_MEMBER:
         return None
-    return kind(op, claim_of(op), weight, size, now, not (put_once or get), reads, writes)
+    return kind(op, claim_of(op), weight, size, now, not (put_once or get), keys)
 
 
 def reading(op: Range, now: float, kind: type[P]) -> P:
@@ -119,7 +116,6 @@ class Batch:
         self._most = most
         self.claims: dict[bytes, Pending] = {}
         """The claims that its members make, or look for."""
-        self._written: set[bytes] = set()
         self._touched: set[bytes] = set()
         """All keys that members write or look at."""
         self._heaviest = 0
@@ -136,7 +132,7 @@ class Batch:
                 first.followers.append(entry)
                 return True
             if entry.look:
-                if key in self._written or self.full:
+                if key in self._touched or self.full:
                     return False
                 self.claims[key] = entry
                 self._touched.add(key)
@@ -148,8 +144,7 @@ class Batch:
         if isinstance(entry.op, Range):
             self.reads.append(entry)
             return True
-        reads, writes = entry.reads, entry.writes
-        if not (self._written.isdisjoint(reads) and self._touched.isdisjoint(writes)):
+        if not self._touched.isdisjoint(entry.keys):
             return False
         if key is not None:
             fence = entry.op.fence
@@ -158,8 +153,7 @@ class Batch:
             elif fence is not self.fence and fence != self.fence:
                 return False
             self.claims[key] = entry
-        self._written.update(writes)
-        self._touched.update(reads, writes)
+        self._touched.update(entry.keys)
         self._heaviest = heaviest
         self._bytes += entry.size
         self.members.append(entry)

@@ -62,11 +62,13 @@ def segment(value: str) -> str:
 
 def last_segment(key: bytes) -> str:
     """Give back the text that a key's last segment was made of."""
-    name = key[key.rfind(b"/") + 1 :]
-    if not name or not name.isascii():
+    try:
+        name = str(key[key.rfind(b"/") + 1 :], "ascii")
+    except UnicodeDecodeError:
+        name = ""
+    if not name:
         raise stray(key)
-    plain = name.decode()
-    return unquote(plain) if "%" in plain else plain
+    return unquote(name) if "%" in name else name
 
 
 def attempt_number(key: bytes) -> int:

@@ -149,7 +149,7 @@ class TxnReply(Struct, gc=False):
 
 
 class RangeReply(Struct):
-    """One page of keys, as of one revision."""
+    """One page of keys, as of one revision; `count` are all from its first on."""
 
     kvs: list[KeyValue]
     revision: int
@@ -161,7 +161,7 @@ class Txn(Op[TxnReply], frozen=True, kw_only=True, gc=False):
     """One transaction: all compares hold, then all of `success`, else all of `failure`.
 
     With a `fence` it also compares the session's barrier, is never sent twice while its outcome is unknown, and
-    raises `InDoubt` into the program instead; its `success` only puts.
+    raises `InDoubt` into the program instead; it only puts, and where it fails it looks at what it compares.
     """
 
     compares: tuple[Compare, ...]
@@ -201,7 +201,8 @@ class Fence(Op[TxnReply], frozen=True, kw_only=True):
 class Range(Op[RangeReply], frozen=True, kw_only=True, gc=False):
     """Read a range of keys, linearizable, or as of an earlier revision.
 
-    With `shared` it may go along with other calls' writes; its reply then tells no revision.
+    With `shared` it may go along with other calls' writes; its reply then tells no revision. With `lazy` what the reply
+    gives only looks like key-values: good for reading a field or two of each.
     """
 
     key: bytes
@@ -211,6 +212,7 @@ class Range(Op[RangeReply], frozen=True, kw_only=True, gc=False):
     keys_only: bool = False
     newest_first: bool = False
     shared: bool = False
+    lazy: bool = False
 
 
 class UntilChanged(Op[None], frozen=True, kw_only=True):
@@ -248,9 +250,11 @@ def read_key(key: bytes) -> Program[KeyValue | None]:
 
 FIRST_PAGE = 100
 LARGEST_PAGE = 10_000
-PAGE_BYTES = 500_000
-LARGEST_PAGE_BYTES = 2_000_000
+PAGE_BYTES = 2_000_000
 """What a page should have, by the page before: values may be small or as large as a store allows."""
+
+SMALL_PAGE = 1000
+"""Pages get smaller, so that one is there when the one before is read: reading takes half as long as getting it."""
 
 
 def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyValue]]:
@@ -274,42 +278,37 @@ def read_pages(
     keys_only: bool = False,
     revision: int = 0,
     tell_revision: bool = False,
+    first: int = FIRST_PAGE,
+    lazy: bool = False,
 ) -> Program[tuple[list[R], int]]:
     """Read as `read_snapshot` does; `each` makes of a page what is wanted of it, while the next one is under way.
 
-    Where nobody wants to know the revision the first page may be shared, and what has but one page is.
+    Where nobody wants to know the revision the first page may be shared, and what has but one page is. etcd looks at
+    all keys that are left to answer for a page, so few large pages cost it less than many.
     """
     end = prefix_end(prefix)
+
+    def read(start: bytes, limit: int, revision: int, shared: bool) -> Range:
+        return Range(
+            key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only, shared=shared, lazy=lazy
+        )
+
     wanted = revision
     while True:
         found: list[R] = []
-        start, revision, limit, read = prefix, wanted, FIRST_PAGE, 0
+        start, revision, limit, shared = prefix, wanted, first, not tell_revision
         begun: Any = None
         try:
             while True:
-                page: RangeReply
-                if begun is None:
-                    page = yield Range(
-                        key=start,
-                        range_end=end,
-                        limit=limit,
-                        revision=revision,
-                        keys_only=keys_only,
-                        shared=not tell_revision,
-                    )
-                else:
-                    page = yield Finish(begun)
+                page: RangeReply = yield (begun or read(start, limit, revision, shared))
                 revision = revision or page.revision
                 if page.more:
                     start = page.kvs[-1].key + b"\0"
                     sample = page.kvs[-FIRST_PAGE:]
                     size = sum(len(kv.key) + len(kv.value) for kv in sample) / len(sample)
-                    read += int(size * len(page.kvs))
-                    wished = max(PAGE_BYTES, min(LARGEST_PAGE_BYTES, read // 4))
-                    limit = max(1, min(LARGEST_PAGE, int(wished / size)))
-                    begun = yield Begin(
-                        Range(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
-                    )
+                    left = page.count - len(page.kvs)
+                    limit = int(max(1, min(LARGEST_PAGE, PAGE_BYTES / size, max(SMALL_PAGE, left * 0.45))))
+                    begun = Finish((yield Begin(read(start, limit, revision, False))))
                 found += each(page.kvs)
                 if not page.more:
                     return found, revision

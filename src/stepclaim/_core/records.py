@@ -12,7 +12,7 @@ from stepclaim.errors import CorruptRecordError
 from stepclaim.models import ClaimState, RunStatus, StepStatus  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from stepclaim._core.ops import KeyValue
 
@@ -163,24 +163,33 @@ encode_new = _encoder.encode
 
 def decode(kv: KeyValue, kind: type[T]) -> T:
     """Read a record, or say which key at which revision can't be read."""
-    (record,) = decode_each((kv,), kind)
+    try:
+        record: T = _decoder(kind)(kv.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _corrupt(kv, str(error)) from error
+    if record.v != VERSION:
+        raise _corrupt(kv, f"it has version {record.v}, this stepclaim reads version {VERSION}: use a newer one")
     return record
 
 
-def decode_each(kvs: Iterable[KeyValue], kind: type[T]) -> Iterator[T]:
+def decode_each(kvs: Iterable[KeyValue], kind: type[T]) -> list[T]:
     """Read many records of a kind, as `decode` does."""
+    read = _decoder(kind)
+    try:
+        records: list[T] = [read(kv.value) for kv in kvs]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        records = []
+    if {record.v for record in records} != {VERSION}:
+        return [decode(kv, kind) for kv in kvs]  # which tells the one that can't be read
+    return records
+
+
+def _decoder(kind: type[T]) -> Callable[[bytes], T]:
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
-    read = decoder.decode
-    for kv in kvs:
-        try:
-            record: T = read(kv.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise _corrupt(kv, str(error)) from error
-        if record.v != VERSION:
-            raise _corrupt(kv, f"it has version {record.v}, this stepclaim reads version {VERSION}: use a newer one")
-        yield record
+    read: Callable[[bytes], T] = decoder.decode
+    return read
 
 
 def stored(kv: KeyValue | None, kind: type[T]) -> Stored[T] | None:

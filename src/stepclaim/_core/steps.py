@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stepclaim._core.claims import holder_check
 from stepclaim._core.context import View, view_of
 from stepclaim._core.keys import last_segment
-from stepclaim._core.ops import Compare, Program, read_pages
+from stepclaim._core.ops import SMALL_PAGE, Compare, Program, read_pages
 from stepclaim._core.records import VERSION, Payload, StatusOnly, StepRow, decode_each
 from stepclaim._core.starting import Base, Start, base_of, begin_with
 from stepclaim._core.updating import Change, Write, Written, note, seal, update
@@ -101,8 +101,12 @@ def skip(
 def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:
     """Read all steps' statuses as one snapshot."""
 
-    def each(kvs: list[KeyValue]) -> list[tuple[str, StepStatus]]:
-        return [(last_segment(kv.key), row.status) for kv, row in zip(kvs, decode_each(kvs, StatusOnly), strict=True)]
+    def each(kvs: list[KeyValue]) -> list[dict[str, StepStatus]]:
+        rows = decode_each(kvs, StatusOnly)
+        return [{last_segment(kv.key): row.status for kv, row in zip(kvs, rows, strict=True)}]
 
-    found, _ = yield from read_pages(ctx.keys.run(run_id).below("steps"), each)
-    return dict(found)
+    found, _ = yield from read_pages(ctx.keys.run(run_id).below("steps"), each, first=SMALL_PAGE, lazy=True)
+    told = found[0]
+    for more in found[1:]:
+        told |= more
+    return told

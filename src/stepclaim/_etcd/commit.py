@@ -123,7 +123,7 @@ class _Queue(Generic[W]):
         if timeout != self.attempt_timeout or deadline - now < _ATTEMPTS_LEFT * timeout:
             return None
         entry = pending(op, now, self._kind)
-        return entry if entry is not None and entry.weight < self._most else None
+        return None if entry is None or entry.weight >= self._most else entry
 
     def reading(self, op: Range, timeout: float, deadline: float) -> W | None:
         """Give a read a place; None if its call is in trouble."""

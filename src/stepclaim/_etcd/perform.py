@@ -139,7 +139,7 @@ class Performer(_Performer):
             shared = client.committer.read(op, timeout, deadline) if op.shared else None
             if shared is not None:
                 return shared
-            return range_reply(client.call(ranged, range_request(op), deadline, attempts=self._attempts))
+            return range_reply(client.call(ranged, range_request(op), deadline, attempts=self._attempts), lazy=op.lazy)
         if isinstance(op, Begin):
             return self._begin(op.op, deadline)
         if isinstance(op, Finish):
@@ -169,7 +169,7 @@ class Performer(_Performer):
         if isinstance(op, Range):
             request = range_request(op)
             answer = client.begin(ranged, request, first_timeout(client.settings, deadline))
-            return lambda: range_reply(client.call(ranged, request, deadline, begun=answer))
+            return lambda: range_reply(client.call(ranged, request, deadline, begun=answer), lazy=op.lazy)
         sent = client.committer.send(op.txns, deadline)
         return lambda: [
             self._one(each, first, deadline)
@@ -246,7 +246,8 @@ class AsyncPerformer(_Performer):
             shared = await sharing if sharing is not None else None
             if shared is not None:
                 return shared
-            return range_reply(await client.call(ranged, range_request(op), deadline, attempts=self._attempts))
+            answer = await client.call(ranged, range_request(op), deadline, attempts=self._attempts)
+            return range_reply(answer, lazy=op.lazy)
         if isinstance(op, Many):
             return await self._many(op.txns, deadline)
         if isinstance(op, Begin):

@@ -45,7 +45,7 @@ def batch_replies(batch: Batch, response: Any) -> Sequence[TxnReply | None]:
         return [moved if each.op.fence else None for each in batch.members]
     for reader, each in zip(batch.reads, response.responses, strict=False):
         if not each.response_range.more:  # what has more pages has to know of which revision they are
-            reader.reply = range_reply(each.response_range)
+            reader.reply = range_reply(each.response_range, lazy=reader.op.lazy)
     done = TxnReply(True, revision)
     return [
         done
@@ -109,9 +109,10 @@ def _found(responses: Iterable[Any]) -> tuple[KeyValue | None, ...]:
     )
 
 
-def range_reply(response: Any) -> RangeReply:
+def range_reply(response: Any, *, lazy: bool = False) -> RangeReply:
     """Read one page; in a transaction it tells no revision."""
-    return RangeReply([_kv(kv) for kv in response.kvs], response.header.revision, response.more, response.count)
+    kvs = response.kvs if lazy else [_kv(kv) for kv in response.kvs]
+    return RangeReply(kvs, response.header.revision, response.more, response.count)
 
 
 def _kv(kv: Any) -> KeyValue:
