@@ -308,3 +308,21 @@ async def test_a_release_that_was_cancelled_is_carried_through_once_etcd_can_be_
             eventually, lambda: not any("/claims/" in key for key in keys(etcd, prefix)), 10.0, interval=0.1
         )
         assert store.session.state is SessionState.ACTIVE
+
+
+# --- reads that are under way while others are read ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("nth", [2, 3])
+async def test_a_page_whose_answer_is_lost_is_asked_for_again(
+    open_store: OpenStore, other: AnyStore, proxy: EtcdProxy, how: Literal["cut", "silence"], nth: int
+) -> None:
+    store = await open_store(attempt_timeout=0.5, timeout=20.0)
+    steps = [f"s{number}" for number in range(2500)]
+    assert len(await other.claim_steps(RUN, steps)) == len(steps)
+    proxy.reset_calls()
+    fault = proxy.drop_reply("Range", nth, how)
+    assert await store.get_step_statuses(RUN) == dict.fromkeys(steps, "Running")
+    assert fault.happened.is_set()
+    assert proxy.count("Range") == 4, "three pages, and one of them again"

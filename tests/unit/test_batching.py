@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stepclaim._core.batching import LARGEST_MEMBER, MOST_OPERATIONS, Batch, Pending, pending
 from stepclaim._core.ops import Compare, Delete, Get, KeyValue, Put, PutOnce, SessionView, Txn, TxnReply
-from stepclaim._etcd.commit import WaitingThread
+from stepclaim._etcd.queue import WaitingThread
 from stepclaim._etcd.wire import batch_replies, batch_request
 
 if TYPE_CHECKING:

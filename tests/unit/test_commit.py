@@ -7,6 +7,7 @@ carried out as etcd does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import linecache
 import queue
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -1136,6 +1137,8 @@ class Chance:
         self._random = random.Random(seed)  # noqa: S311 - chance is the point
         self._fence = session()
         self.outcomes: Counter[str] = Counter()
+        self.owned: defaultdict[int, set[bytes]] = defaultdict(set)
+        """What was to be written to a key of the caller's own."""
 
     def decide(self, flight: Flight) -> None:
         """Let a request be answered, lost, refused or interrupted, or the fence be moved before it arrives."""
@@ -1175,7 +1178,15 @@ class Chance:
                 if isinstance(told, TxnReply) and told.succeeded:
                     held.append((key, name))
             else:
+                self.owned[caller].add(name)
                 yield name, write(b"/own/" + name, name, entries=lots.randrange(3))
+
+    def looked(self, caller: int, reply: RangeReply | None) -> None:
+        """Hold what a caller read of its own calls, which all have ended, against what it was told of them."""
+        self.outcomes["read along" if reply else "read alone"] += 1
+        if reply is not None:
+            written = {name for name in self.owned[caller] if name in self.told and self.face.etcd.written[name]}
+            assert {kv.value for kv in reply.kvs} - {b""} == written, "neither less nor more than had been written"
 
     def judge(self, callers: int, count: int) -> None:
         """Hold what each caller was told against what etcd carried out."""
@@ -1194,7 +1205,8 @@ class Chance:
                 kind = "gone"
             self.outcomes[kind] += 1
         print(dict(self.outcomes), self.face.sent, "requests")
-        assert set(self.outcomes) == {"done", "refused", "no effect", "doubt", "gone", "moved"}
+        kinds = {"done", "refused", "no effect", "doubt", "gone", "moved", "read along", "read alone"}
+        assert set(self.outcomes) == kinds
         assert self.face.sent < callers * count
         assert not self.face.committer._queue.waiting or all(
             not each.take() for each in self.face.committer._queue.waiting
@@ -1207,8 +1219,12 @@ def test_many_threads_and_many_failures(pool: ThreadPoolExecutor, attempt_timeou
     chance = Chance(face, 1)
 
     def work(caller: int) -> None:
-        for name, op in chance.calls(caller, 200):
+        for number, (name, op) in enumerate(chance.calls(caller, 200)):
             chance.told[name] = face.told(op)
+            if number % 4 == 0:
+                with contextlib.suppress(KeyboardInterrupt):
+                    look = prefix(f"/own/{caller}.".encode())
+                    chance.looked(caller, face.committer.read(look, attempt_timeout, time.monotonic() + 60))
 
     with ThreadPoolExecutor(1) as etcd:
 
@@ -1236,7 +1252,9 @@ async def test_many_tasks_and_many_failures_and_cancellations() -> None:
         loop.call_soon(chance.decide, flight)
 
     async def work(caller: int) -> None:
-        for name, op in chance.calls(caller, 200):
+        for number, (name, op) in enumerate(chance.calls(caller, 200)):
+            if number % 4 == 1:
+                chance.looked(caller, await face.read(prefix(f"/own/{caller}.".encode())))
             call = face.commit(op)
             calls.add(call)
             try:

@@ -181,7 +181,8 @@ class Keeper:
             if self._view is not None and self.session.state is not SessionState.LOST:
                 self._client.call(_lease_revoke, etcdrpc.LeaseRevokeRequest(ID=self._view.lease), deadline)
         except StepClaimError as error:
-            logger.warning("the session could not be revoked, its claims end with its lease: %s", error)
+            if not isinstance(error, BackendError) or error.code != "NOT_FOUND":  # an attempt that seemed lost was not
+                logger.warning("the session could not be revoked, its claims end with its lease: %s", error)
         finally:
             if self._clock is not None:
                 self._clock.revoked()

@@ -28,7 +28,7 @@ from stepclaim._core.ops import (
     UntilChanged,
 )
 from stepclaim._etcd.channel import first_timeout
-from stepclaim._etcd.commit import ranged, txn
+from stepclaim._etcd.queue import ranged, txn
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_reply, txn_request
