@@ -75,7 +75,10 @@ class RunStore(FlowRunRuntimeStore):
         return self._run(claims.claim_step(self._ctx, run_id, step_key, step_type, input_json, job_id))
 
     def claim_steps(self, run_id: RunId, step_keys: Iterable[str]) -> Mapping[str, StepClaim]:
-        """Claim and start several steps of a run, and give the claims that were won. Costs one RPC a step."""
+        """Claim and start several steps of a run, and give the claims that were won.
+
+        Costs one RPC and one transaction for each 120 first attempts; one, two or three more for each later one.
+        """
         return self._run(claims.claim_steps(self._ctx, run_id, step_keys))
 
     def wait_for_step(

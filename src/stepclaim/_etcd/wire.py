@@ -111,7 +111,7 @@ def _found(responses: Iterable[Any]) -> tuple[KeyValue | None, ...]:
 
 def range_reply(response: Any, *, lazy: bool = False) -> RangeReply:
     """Read one page; in a transaction it tells no revision."""
-    kvs = response.kvs if lazy else [_kv(kv) for kv in response.kvs]
+    kvs = list(response.kvs) if lazy else [_kv(kv) for kv in response.kvs]
     return RangeReply(kvs, response.header.revision, response.more, response.count)
 
 
