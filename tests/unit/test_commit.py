@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,6 +25,7 @@ import pytest
 from etcd3 import etcdrpc
 
 from servers import eventually
+from stepclaim._core.batching import pending
 from stepclaim._core.ops import (
     Compare,
     Delete,
@@ -39,6 +40,7 @@ from stepclaim._core.ops import (
 )
 from stepclaim._etcd import commit
 from stepclaim._etcd.commit import AsyncCommitter, Committer
+from stepclaim._etcd.queue import Turn, WaitingThread
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.status import Failure
 from stepclaim._etcd.wire import txn_request
@@ -933,6 +935,58 @@ async def test_the_task_that_carries_is_cancelled_with_all_that_it_does_not_know
         told = await caller
         assert isinstance(told, TxnReply | Failed), "nobody waits for a task that is no more"
     assert isinstance(await tasks.commit(write(b"/works")), TxnReply)
+
+
+# --- threads that are woken ------------------------------------------------------------------------------------------
+
+
+def turn_of(count: int, since: float) -> tuple[Turn, list[threading.Lock]]:
+    entries = []
+    for _ in range(count):
+        entry = pending(write(b"/a"), 0.0, WaitingThread)
+        assert entry is not None
+        entry.gate = threading.Lock()
+        entry.gate.acquire()
+        entries.append(entry)
+    return Turn(since, deque(entries)), [entry.gate for entry in entries]
+
+
+def test_threads_wake_each_other_one_by_one() -> None:
+    turn, gates = turn_of(3, time.monotonic() + 60)
+    for woken in range(1, 4):
+        turn.wake()
+        assert [gate.locked() for gate in gates] == [False] * woken + [True] * (3 - woken)
+    turn.wake()
+
+
+def test_where_that_is_slow_the_rest_are_woken_at_once() -> None:
+    turn, gates = turn_of(5, time.monotonic() - 1)
+    turn.wake()
+    assert not any(gate.locked() for gate in gates)
+
+
+async def test_all_who_share_are_woken_while_other_threads_compute(threads: Threads) -> None:
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    computing = [threading.Thread(target=compute) for _ in range(2)]
+    callers, flight = await threads.gathered(*many("a", 40))
+    for thread in computing:
+        thread.start()
+    try:
+        since = time.monotonic()
+        flight.answer()
+        told = await asyncio.gather(*callers)
+        assert time.monotonic() - since < threads.timeout / 2, "nobody's turn was forgotten"
+    finally:
+        over.set()
+        for thread in computing:
+            thread.join()
+    assert all(isinstance(each, TxnReply) for each in told)
+    await works(threads)
 
 
 # --- reads that go along ---------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stepclaim._core.batching import claim_of
-from stepclaim._etcd.queue import Queue, WaitingTask, WaitingThread, lost, outcomes, question, settled, txn
+from stepclaim._etcd.queue import Queue, Turn, WaitingTask, WaitingThread, lost, outcomes, question, settled, txn
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.wire import txn_reply, txn_request
 
@@ -118,9 +120,10 @@ class Committer:
         finally:
             self._busy.release()
             self._pass_on()
+            turn = Turn(time.monotonic(), deque(each for each in ready if each is not entry))
             for each in ready:
-                each.done = True
-                each.gate.release()
+                each.done, each.turn = True, turn
+            turn.wake()
 
     def _pass_on(self) -> None:
         """Have somebody lead while somebody waits."""
@@ -143,13 +146,18 @@ class Committer:
                 if entry.take():  # nobody has sent it: it goes alone
                     entry.done = True
                     return False
-                if not entry.gate.acquire(timeout=timeout + 1.0):
+                if not entry.gate.acquire(timeout=timeout + 1.0) and not entry.done:
                     raise lost()  # noqa: TRY301
         except BaseException:
-            if not entry.take() and entry.gate.acquire(timeout=timeout + 1.0) and entry.leads:
-                self._busy.release()
-                self._pass_on()
+            if not entry.take() and entry.gate.acquire(timeout=timeout + 1.0):
+                if entry.leads:
+                    self._busy.release()
+                    self._pass_on()
+                elif entry.turn is not None:
+                    entry.turn.wake()
             raise
+        if entry.turn is not None:
+            entry.turn.wake()
         leads, entry.leads = entry.leads, False
         return leads
 

@@ -26,11 +26,39 @@ if TYPE_CHECKING:
 _ATTEMPTS_LEFT = 3.0
 """Who has less time than for so many attempts goes alone: for the wait in the queue, the flight, and one of its own."""
 
+_SLOW = 0.003
+"""Seconds: the interpreter takes 5 ms to go from a thread that computes to another one."""
+
 txn: Callable[[Member], Any] = attrgetter("txn")
 """Name the method that carries out transactions."""
 
 ranged: Callable[[Member], Any] = attrgetter("range")
 """Name the method that reads."""
+
+
+class Turn:
+    """Threads that were answered together, and wake each other one after the other.
+
+    All at once they would fight for the interpreter, of which one at a time gets hold: that costs more than the rest of
+    a call. Where it is slow, because other threads compute, the rest are woken at once.
+    """
+
+    __slots__ = ("_left", "_since")
+
+    def __init__(self, since: float, left: deque[WaitingThread]) -> None:
+        self._since = since
+        self._left = left
+
+    def wake(self) -> None:
+        """Wake the next one."""
+        left, before = self._left, self._since
+        now = self._since = time.monotonic()
+        try:
+            left.popleft().gate.release()
+            while left and now - before > _SLOW:
+                left.popleft().gate.release()
+        except IndexError:  # there is nobody left
+            return
 
 
 class WaitingThread(Pending, eq=False):
@@ -39,6 +67,8 @@ class WaitingThread(Pending, eq=False):
     gate: Any = None
     """What the thread waits at."""
     done: bool = False
+    turn: Turn | None = None
+    """Who are answered with it, and woken after it."""
     leads: bool = False
     """It is to send what waits."""
     open: list[bool] = field(default_factory=lambda: [True])
