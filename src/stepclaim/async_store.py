@@ -158,8 +158,11 @@ class AsyncEtcdRunStore(AsyncRunStore):
             raise StoreClosedError("the store was opened in another event loop: open one in this loop")
 
     async def _run(self, program: Program[R], timeout: float | None = None) -> R:
-        self._check()
         calls, performer = self._calls, self._performer
+        if performer is None or self._closed or os.getpid() != self._pid:
+            self._check_open()  # which tells why not
+        if asyncio.get_running_loop() is not self._loop:
+            self._check()
         assert performer is not None
         deadline = time.monotonic() + (timeout or self._timeout)
         calls.add(program)

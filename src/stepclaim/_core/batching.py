@@ -180,6 +180,12 @@ class Batch:
         standing: list[bytes] = []
         for entry, reply in zip(self.members, replies, strict=True):
             claim = entry.claim
+            if reply is not None and reply.succeeded and entry.followers is None:  # what most are told
+                entry.reply = reply
+                done.append(entry)
+                if claim is not None:
+                    standing.append(claim)
+                continue
             stands = claim is not None and reply is not None and (reply.succeeded or any(reply.found[:1]))
             if claim is not None and stands:
                 standing.append(claim)

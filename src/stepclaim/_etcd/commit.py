@@ -275,4 +275,10 @@ class AsyncCommitter:
 
 def _wake(ready: Iterable[WaitingTask]) -> None:
     for each in ready:
-        each.wake()
+        gate = each.gate
+        if gate.done():
+            continue
+        if each.error is None:
+            gate.set_result(each.reply)
+        else:
+            gate.set_exception(each.error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
-from stepclaim._core.ops import Action, Compare, Get, Put, PutOnce, Range
+from stepclaim._core.ops import Action, Compare, Delete, Get, Put, PutOnce, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,10 +50,15 @@ def encode_txn(
     parts: list[bytes] = []
     for each in compares:
         _compare(parts, each)
-    for action in success:
-        _operation(parts, _SUCCESS, action)
-    for action in failure:
-        _operation(parts, _FAILURE, action)
+    for branch, actions in ((_SUCCESS, success), (_FAILURE, failure)):
+        for action in actions:
+            if isinstance(action, Put):  # these two without a call each: they are most of what is written
+                head, middle, tail = _around_put(branch, len(action.key), len(action.value), action.lease)
+                parts += (head, action.key, middle, action.value, tail)
+            elif isinstance(action, Get):
+                parts += (_before_get(branch, len(action.key)), action.key)
+            else:
+                parts.append(_operation(branch, action))
     return b"".join(parts)
 
 
@@ -71,22 +76,16 @@ def encode_fence(key: bytes, revision: int) -> Encoded:
     return encode_txn((Compare(key, "mod", revision),), (), (Get(key),))
 
 
-def _operation(parts: list[bytes], branch: bytes, each: Action | Range | Encoded) -> None:
-    if isinstance(each, Put):
-        head, middle, tail = _around_put(branch, len(each.key), len(each.value), each.lease)
-        parts += (head, each.key, middle, each.value, tail)
-    elif isinstance(each, Get):
-        parts += (_before_get(branch, len(each.key)), each.key)
-    elif isinstance(each, Range):
-        parts.append(_sized(branch, _sized(_RANGE, _range(each))))
-    elif isinstance(each, bytes):
-        parts += (_before_txn(branch, len(each)), each)
-    elif isinstance(each, PutOnce):
+def _operation(branch: bytes, each: PutOnce | Delete | Range | Encoded) -> bytes:
+    if isinstance(each, bytes):
+        return _before_txn(branch, len(each)) + each
+    if isinstance(each, PutOnce):
         nested = encode_txn((Compare(each.key, "create", 0),), (Put(each.key, each.value),), ())
-        parts += (_before_txn(branch, len(nested)), nested)
-    else:
-        delete = _sized(_KEY, each.key) + (_sized(_RANGE_END, each.range_end) if each.range_end else b"")
-        parts.append(_sized(branch, _sized(_DELETE, delete)))
+        return _before_txn(branch, len(nested)) + nested
+    if isinstance(each, Range):
+        return _sized(branch, _sized(_RANGE, _range(each)))
+    delete = _sized(_KEY, each.key) + (_sized(_RANGE_END, each.range_end) if each.range_end else b"")
+    return _sized(branch, _sized(_DELETE, delete))
 
 
 def _sized(tag: bytes, content: bytes) -> bytes:

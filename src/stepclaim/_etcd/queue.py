@@ -95,14 +95,6 @@ class WaitingTask(Pending, eq=False):
         """Tell whether its caller still waits."""
         return not self.gate.done()
 
-    def wake(self) -> None:
-        """Tell the caller what became of it."""
-        if not self.gate.done():
-            if self.error is None:
-                self.gate.set_result(self.reply)
-            else:
-                self.gate.set_exception(self.error)
-
 
 W = TypeVar("W", WaitingThread, WaitingTask)
 
