@@ -6,7 +6,7 @@ from etcd3 import etcdrpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stepclaim._core.batching import Batch, Pending, reading
+from stepclaim._core.batching import Batch, Pending
 from stepclaim._core.ops import Action, Compare, Delete, Fence, Get, Put, PutOnce, Range, SessionView, Txn
 from stepclaim._etcd.encoding import encode_op, encode_txn
 from stepclaim._etcd.wire import batch_request, fence_request, txn_request
@@ -151,7 +151,7 @@ def read(op: Range) -> Any:
 @given(members, st.lists(ranges, max_size=3), st.none() | sessions)
 def test_a_shared_transaction(parts: list[tuple[Txn, bool]], reads: list[Range], fence: SessionView | None) -> None:
     batch = Batch()
-    batch.reads = [reading(op, 0.0, Pending) for op in reads]
+    batch.reads = [Pending(op, None, 1, 0, 0.0, False) for op in reads]
     batch.fence = fence
     expected = etcdrpc.TxnRequest()
     if fence is not None:

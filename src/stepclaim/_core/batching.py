@@ -12,6 +12,7 @@ from collections.abc import Sequence  # noqa: TC003 - msgspec reads the annotati
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from stepclaim._core.ops import Get, KeyValue, Put, PutOnce, Range, Txn, TxnReply
 
@@ -25,6 +26,10 @@ MOST_BYTES = 1_000_000
 """etcd refuses a request of 1.5 MiB."""
 
 LARGEST_MEMBER = 100_000
+
+MOST_KEYS = 100
+"""A read of more goes by itself."""
+
 _OVERHEAD = 100
 
 
@@ -99,7 +104,9 @@ def pending(op: Txn, now: float, kind: type[P]) -> P | None:
 
 
 def reading(op: Range, now: float, kind: type[P]) -> P:
-    """Give a read a place among transactions."""
+    """Give a read a place among transactions: a small one, for etcd does nothing else meanwhile."""
+    if op.range_end and not 0 < op.limit <= MOST_KEYS:
+        op = replace(op, limit=MOST_KEYS)
     return kind(op, None, 1, 0, now, False)
 
 

@@ -293,7 +293,7 @@ def _claim_keys(ctx: Context) -> Program[list[KeyValue]]:
 
 def claimed_step_keys(ctx: Context, run_id: RunId) -> Program[frozenset[str]]:
     """Name the steps that are claimed and not yet completed."""
-    kvs = yield from read_prefix(ctx.keys.run(run_id).below("claims"))
+    kvs = yield from read_prefix(ctx.keys.run(run_id).below("claims"), shared=True)
     return frozenset(last_segment(kv.key) for kv in kvs if decode(kv, ClaimRecord).state is ClaimState.HELD)
 
 

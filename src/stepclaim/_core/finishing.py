@@ -240,7 +240,7 @@ def _payload_of(ref: StepKeys, row: Stored[StepRow] | None, holding: Holding | N
         and holding.row.write_id == row.record.write_id
     ):
         return Stored(holding.payload, KeyValue(b"", b"", 0, 0))
-    return stored((yield from read_key(ref.payload(row.record.attempt))), Payload)
+    return stored((yield from read_key(ref.payload(row.record.attempt), shared=False)), Payload)
 
 
 def defer(ctx: Context, claim: StepClaim, reason: str | None, dispatch: bool | datetime) -> Program[None]:

@@ -242,9 +242,9 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes((prefix[-1] + 1,))
 
 
-def read_key(key: bytes) -> Program[KeyValue | None]:
-    """Read one key."""
-    page = yield from Range(key=key, range_end=b"", shared=True)
+def read_key(key: bytes, *, shared: bool = True) -> Program[KeyValue | None]:
+    """Read one key; a large value is better read apart from others' writes."""
+    page = yield from Range(key=key, range_end=b"", shared=shared)
     return page.kvs[0] if page.kvs else None
 
 
@@ -257,18 +257,15 @@ SMALL_PAGE = 1000
 """Pages get smaller, so that one is there when the one before is read: reading takes half as long as getting it."""
 
 
-def read_prefix(prefix: bytes, *, keys_only: bool = False) -> Program[list[KeyValue]]:
+def read_prefix(prefix: bytes, *, keys_only: bool = False, shared: bool = False) -> Program[list[KeyValue]]:
     """Read all keys below a prefix that ends with a slash, page by page, as of one revision."""
-    kvs, _ = yield from read_pages(prefix, lambda kvs: kvs, keys_only=keys_only)
+    kvs, _ = yield from read_pages(prefix, lambda kvs: kvs, keys_only=keys_only, shared=shared)
     return kvs
 
 
 def read_snapshot(prefix: bytes, *, keys_only: bool = False, revision: int = 0) -> Program[tuple[list[KeyValue], int]]:
     """Read all keys below a prefix, and tell the revision that they were read at: the given one, while it is kept."""
-    found, as_of = yield from read_pages(
-        prefix, lambda kvs: kvs, keys_only=keys_only, revision=revision, tell_revision=True
-    )
-    return found, as_of
+    return (yield from read_pages(prefix, lambda kvs: kvs, keys_only=keys_only, revision=revision))
 
 
 def read_pages(
@@ -277,14 +274,14 @@ def read_pages(
     *,
     keys_only: bool = False,
     revision: int = 0,
-    tell_revision: bool = False,
+    shared: bool = False,
     first: int = FIRST_PAGE,
     lazy: bool = False,
 ) -> Program[tuple[list[R], int]]:
     """Read as `read_snapshot` does; `each` makes of a page what is wanted of it, while the next one is under way.
 
-    Where nobody wants to know the revision the first page may be shared, and what has but one page is. etcd looks at
-    all keys that are left to answer for a page, so few large pages cost it less than many.
+    With `shared` what has but one page may go along with others' writes; it then tells no revision. etcd looks at all
+    keys that are left to answer for a page, so few large pages cost it less than many.
     """
     end = prefix_end(prefix)
 
@@ -296,7 +293,7 @@ def read_pages(
     wanted = revision
     while True:
         found: list[R] = []
-        start, revision, limit, shared = prefix, wanted, first, not tell_revision
+        start, revision, limit = prefix, wanted, first
         begun: Any = None
         try:
             while True:

@@ -336,5 +336,5 @@ def release_dispatch(ctx: Context, run_id: RunId, step_key: str) -> Program[None
 
 def dispatched_step_keys(ctx: Context, run_id: RunId) -> Program[frozenset[str]]:
     """Name the steps in the dispatch ledger."""
-    kvs = yield from read_prefix(ctx.keys.run(run_id).below("dispatches"), keys_only=True)
+    kvs = yield from read_prefix(ctx.keys.run(run_id).below("dispatches"), keys_only=True, shared=True)
     return frozenset(last_segment(kv.key) for kv in kvs)

@@ -105,7 +105,9 @@ def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:
         rows = decode_each(kvs, StatusOnly)
         return [{last_segment(kv.key): row.status for kv, row in zip(kvs, rows, strict=True)}]
 
-    found, _ = yield from read_pages(ctx.keys.run(run_id).below("steps"), each, first=SMALL_PAGE, lazy=True)
+    found, _ = yield from read_pages(
+        ctx.keys.run(run_id).below("steps"), each, shared=True, first=SMALL_PAGE, lazy=True
+    )
     told = found[0]
     for more in found[1:]:
         told |= more

@@ -70,7 +70,10 @@ class Committer:
         entry = self._queue.reading(op, timeout, deadline) if self._busy.locked() else None
         if entry is None:
             return None
-        self._await(entry, timeout)
+        try:
+            self._await(entry, timeout)
+        except Failed:  # nobody said what became of it
+            return None
         reply: RangeReply | None = entry.reply
         return reply
 
