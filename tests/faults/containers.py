@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from ipaddress import ip_network
 from typing import Any
 
 from faults.cluster import GROUPS, NAMES, Admin, Cluster, Impossible, Member
@@ -77,12 +78,14 @@ class ContainerCluster(Cluster):
         try:
             self._image = container_image()
             with contextlib.closing(container_engine()) as client:
-                gateway = client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+                bridge = client.networks.get("bridge").attrs["IPAM"]["Config"][0]
         except NoContainerEngineError as error:
             raise Impossible(str(error)) from error
         if self.options.tls or self.options.small_disk or self.options.auth:
             raise Impossible("TLS, users and a small disk are done where members are processes")
-        return stack.enter_context(Links(host=gateway, seed=self.options.seed))
+        # an engine that has just made its bridge names no gateway: it is the first address
+        gateway = bridge.get("Gateway") or next(ip_network(bridge["Subnet"]).hosts())
+        return stack.enter_context(Links(host=str(gateway), seed=self.options.seed))
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415  # after the setting above
