@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,6 +39,7 @@ from stepclaim._core.ops import (
     TxnReply,
 )
 from stepclaim._etcd import commit
+from stepclaim._etcd import queue as waiting
 from stepclaim._etcd.commit import AsyncCommitter, Committer
 from stepclaim._etcd.queue import Turn, WaitingThread
 from stepclaim._etcd.retry import Failed
@@ -940,27 +941,39 @@ async def test_the_task_that_carries_is_cancelled_with_all_that_it_does_not_know
 # --- threads that are woken ------------------------------------------------------------------------------------------
 
 
-def turn_of(count: int, since: float) -> tuple[Turn, list[threading.Lock]]:
-    entries = []
-    for _ in range(count):
+def turn_of(*succeeded: bool) -> tuple[Turn, list[threading.Lock]]:
+    turn, gates = Turn(), []
+    for each in succeeded:
         entry = pending(write(b"/a"), 0.0, WaitingThread)
         assert entry is not None
+        entry.reply = TxnReply(each, 5)
         entry.gate = threading.Lock()
         entry.gate.acquire()
-        entries.append(entry)
-    return Turn(since, deque(entries)), [entry.gate for entry in entries]
+        gates.append(entry.gate)
+        turn.add(entry)
+    return turn, gates
 
 
-def test_threads_wake_each_other_one_by_one() -> None:
-    turn, gates = turn_of(3, time.monotonic() + 60)
-    for woken in range(1, 4):
-        turn.wake()
+def test_threads_wake_each_other_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_SLOW", 60.0)
+    turn, gates = turn_of(True, True, True)
+    for woken in range(4):
         assert [gate.locked() for gate in gates] == [False] * woken + [True] * (3 - woken)
+        turn.wake()
+
+
+def test_who_was_refused_is_woken_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_SLOW", 60.0)
+    turn, gates = turn_of(True, False, True, False)
+    assert [gate.locked() for gate in gates] == [True, False, True, False]
     turn.wake()
+    turn.wake()
+    assert not any(gate.locked() for gate in gates)
 
 
-def test_where_that_is_slow_the_rest_are_woken_at_once() -> None:
-    turn, gates = turn_of(5, time.monotonic() - 1)
+def test_where_that_is_slow_the_rest_are_woken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_SLOW", -1.0)
+    turn, gates = turn_of(True, True, True, True, True)
     turn.wake()
     assert not any(gate.locked() for gate in gates)
 
@@ -1101,6 +1114,32 @@ def many(name: str, count: int) -> list[Txn]:
     return [write(f"/{name}/{number}".encode()) for number in range(count)]
 
 
+@pytest.fixture
+def overlapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it always be worth it: tests take long to answer."""
+    monkeypatch.setattr(commit, "_OVERLAPPING", float("inf"))
+
+
+async def test_while_etcd_is_much_slower_than_the_client_there_is_one_flight(tasks: Tasks) -> None:
+    """Where many processes want the same etcd many small transactions would make it slower still."""
+    callers, flight = await tasks.gathered(*many("a", 10))
+    ends = time.monotonic() + 0.1
+    await asyncio.to_thread(eventually, lambda: time.monotonic() > ends)
+    flight.answer()
+    await asyncio.gather(*callers)
+    begun, first = await tasks.first()
+    behind = [tasks.commit(op) for op in many("b", 70)]
+    await tasks.waiting(70)
+    first.answer()
+    flight = await tasks.flight()
+    assert len(flight.members) == 70
+    flight.answer()
+    told = await asyncio.gather(begun, *behind)
+    assert all(isinstance(each, TxnReply) for each in told)
+    await works(tasks)
+
+
+@pytest.mark.usefixtures("overlapping")
 async def test_a_second_flight_goes_once_it_is_worth_it_and_no_third(tasks: Tasks) -> None:
     begun, first = await tasks.first()
     callers = [tasks.commit(op) for op in many("few", 31)]
@@ -1121,6 +1160,7 @@ async def test_a_second_flight_goes_once_it_is_worth_it_and_no_third(tasks: Task
     await works(tasks)
 
 
+@pytest.mark.usefixtures("overlapping")
 async def test_who_waits_when_nobody_is_on_the_way_is_divided_in_two(tasks: Tasks) -> None:
     begun, first = await tasks.first()
     callers = [tasks.commit(op) for op in many("a", 40)]
@@ -1138,6 +1178,7 @@ async def test_who_waits_when_nobody_is_on_the_way_is_divided_in_two(tasks: Task
     await works(tasks)
 
 
+@pytest.mark.usefixtures("overlapping")
 @pytest.mark.parametrize("won", [True, False])
 async def test_a_claim_does_not_follow_the_same_claim_in_another_flight(tasks: Tasks, won: bool) -> None:
     """It would cost etcd a refusal, and only then: it waits, and looks, or claims if nobody has the step."""
@@ -1161,6 +1202,7 @@ async def test_a_claim_does_not_follow_the_same_claim_in_another_flight(tasks: T
     await works(tasks)
 
 
+@pytest.mark.usefixtures("overlapping")
 async def test_after_a_flight_that_failed_the_same_claim_is_made_again(tasks: Tasks) -> None:
     begun, first = await tasks.first(claim(b"/step"))
     same = tasks.commit(claim(b"/step", b"other"))

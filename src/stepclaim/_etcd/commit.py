@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stepclaim._core.batching import claim_of
@@ -30,6 +29,10 @@ Sent: TypeAlias = "tuple[list[Pending | None], list[tuple[Batch, Callable[[], An
 
 _FLIGHTS = 2
 """Shared transactions of a loop that are under way at once: while etcd commits one, the client makes another."""
+
+_OVERLAPPING = 4.0
+"""A second one is worth it while one takes no longer than so many times what the client does about its answer. Where
+etcd or the machine is the slower by more, because other processes want it too, few large ones cost them less."""
 
 _ENOUGH = 32
 """So many have to wait before a further one goes: many small ones would cost more than they save."""
@@ -123,9 +126,11 @@ class Committer:
         finally:
             self._busy.release()
             self._pass_on()
-            turn = Turn(time.monotonic(), deque(each for each in ready if each is not entry))
+            turn = Turn()
             for each in ready:
-                each.done, each.turn = True, turn
+                each.done = True
+                if each is not entry:
+                    turn.add(each)
             turn.wake()
 
     def _pass_on(self) -> None:
@@ -173,6 +178,10 @@ class AsyncCommitter:
         self._loop = asyncio.get_running_loop()
         self._queue = Queue(WaitingTask, attempt_timeout)
         self.flights = _FLIGHTS
+        self._overlaps = True
+        """Whether it was worth it, lately, to have more than one under way."""
+        self._took = self._back = 0.0
+        """How long the last one was under way, and when it was back by this thread's own time."""
         self._aloft = self._landed = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._called = False
@@ -245,14 +254,14 @@ class AsyncCommitter:
     def _depart(self) -> None:
         """Send what waits, in as many flights as are worth it."""
         self._called = False
-        self._aloft -= self._landed
-        self._landed = 0
-        queue = self._queue
-        while queue.waiting and self._aloft < self.flights:
+        if self._landed:
+            self._judge()
+        queue, flights = self._queue, self.flights if self._overlaps else 1
+        while queue.waiting and self._aloft < flights:
             waiting = len(queue.waiting)
             if self._aloft and waiting < _ENOUGH:
                 return
-            batch, ready = queue.batch(most=max(_ENOUGH, waiting // (self.flights - self._aloft)))
+            batch, ready = queue.batch(most=max(_ENOUGH, waiting // (flights - self._aloft)))
             _wake(ready)
             if not batch.members:
                 _wake(batch.reads)  # nobody takes them along
@@ -262,10 +271,18 @@ class AsyncCommitter:
             self._tasks.add(flight)
             flight.add_done_callback(self._tasks.discard)
 
+    def _judge(self) -> None:
+        """Take those that are back off the number, and judge by the last of them whether to send several at once."""
+        self._aloft -= self._landed
+        self._landed = 0
+        self._overlaps = self._took < _OVERLAPPING * (time.thread_time() - self._back)
+
     async def _fly(self, batch: Batch) -> None:
-        queue = self._queue
+        queue, began = self._queue, time.monotonic()
         try:
-            ready = queue.answered(batch, await self._client.attempt(*question(batch), queue.attempt_timeout))
+            answer = await self._client.attempt(*question(batch), queue.attempt_timeout)
+            self._took, self._back = time.monotonic() - began, time.thread_time()
+            ready = queue.answered(batch, answer)
         except BaseException as error:
             ready = queue.failed(batch, error)
             if not isinstance(error, Exception):

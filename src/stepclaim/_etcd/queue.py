@@ -12,6 +12,7 @@ from msgspec import field
 from msgspec.structs import replace
 
 from stepclaim._core.batching import MOST_OPERATIONS, Batch, Pending, pending, reading
+from stepclaim._core.ops import TxnReply
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.status import Failure
 from stepclaim._etcd.wire import batch_replies, batch_request, look_reply, look_request, txn_reply, txn_request
@@ -20,7 +21,7 @@ from stepclaim.errors import DeadlineExceededError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepclaim._core.ops import Range, Txn, TxnReply
+    from stepclaim._core.ops import Range, Txn
     from stepclaim._etcd.channel import Member
 
 _ATTEMPTS_LEFT = 3.0
@@ -40,14 +41,24 @@ class Turn:
     """Threads that were answered together, and wake each other one after the other.
 
     All at once they would fight for the interpreter, of which one at a time gets hold: that costs more than the rest of
-    a call. Where it is slow, because other threads compute, the rest are woken at once.
+    a call. Where it is slow, because other threads compute, the rest are woken at once. Who was refused is woken before
+    all others: it may have to ask again, and then those should come together.
     """
 
     __slots__ = ("_left", "_since")
 
-    def __init__(self, since: float, left: deque[WaitingThread]) -> None:
-        self._since = since
-        self._left = left
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._left: deque[WaitingThread] = deque()
+
+    def add(self, entry: WaitingThread) -> None:
+        """Have a thread be woken."""
+        reply = entry.reply
+        if reply is None or (isinstance(reply, TxnReply) and not reply.succeeded):
+            entry.gate.release()
+        else:
+            entry.turn = self
+            self._left.append(entry)
 
     def wake(self) -> None:
         """Wake the next one."""
