@@ -16,6 +16,9 @@ COLOURS = {
     "redis_lock": "#e377c2", "redis_pipelined": "#f7b6d2", "postgres": "#2ca02c", "postgres_pipelined": "#98df8a",
 }  # fmt: skip
 
+_TICKS = [digit * 10**power for power in range(-2, 4) for digit in (1, 2, 5)]
+"""Milliseconds that are written beside an axis."""
+
 
 def can_draw() -> bool:
     """Tell whether matplotlib is here."""
@@ -125,6 +128,7 @@ def _size(pyplot: Any, cases: Mapping[str, Any], titles: Mapping[str, str]) -> A
     right.set_xticks(sizes, [f"{size:,}" for size in sizes])
     right.xaxis.set_minor_formatter("")
     right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter("{x:g}")
+    right.set_yticks([each for each in _TICKS if right.get_ylim()[0] <= each <= right.get_ylim()[1]])
+    right.yaxis.set_minor_formatter("")
     right.legend(frameon=False)
     return figure
