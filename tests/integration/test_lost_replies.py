@@ -5,14 +5,36 @@ dropped, or a request is held until long after its caller was told something.
 """
 
 import asyncio
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from fix_stores import AnyStore, OpenStore
 from proxy import EtcdProxy
 from servers import EtcdServer, eventually
-from stepclaim import AsyncEtcdRunStore, ClaimLostError, OutcomeUnknownError, SessionState
+from stepclaim import (
+    AsyncEtcdRunStore,
+    ClaimLostError,
+    DeadlineExceededError,
+    OutcomeUnknownError,
+    SessionState,
+)
+from stepclaim._core.ops import (
+    Begin,
+    Fence,
+    Finish,
+    Get,
+    Program,
+    Put,
+    Range,
+    SessionView,
+    Txn,
+    read_key,
+    read_prefix,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RUN = "r"
 HOWS = ("cut", "silence")
@@ -326,3 +348,41 @@ async def test_a_page_whose_answer_is_lost_is_asked_for_again(
     assert await store.get_step_statuses(RUN) == dict.fromkeys(steps, "Running")
     assert fault.happened.is_set()
     assert proxy.count("Range") == 4, "three pages, and one of them again"
+
+
+# --- deadlines that have passed --------------------------------------------------------------------------------------
+
+
+def _ahead(key: bytes) -> "Program[Any]":
+    begun = yield Begin(Range(key=key, range_end=b""))
+    return (yield Finish(begun))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        read_key,
+        lambda key: read_key(key, shared=False),
+        lambda key: read_prefix(key + b"/", shared=True),
+        _ahead,
+        lambda key: iter(Txn(compares=(), success=(Get(key),))),
+        lambda key: iter(Txn(compares=(), success=(Put(key, b"never"),))),
+        lambda key: iter(Fence(session=SessionView("s", "o", key, b"never", 0, 0, 1, 1))),
+    ],
+    ids=["a key", "a key alone", "a prefix", "ahead", "a look", "a write", "a fence"],
+)
+async def test_it_is_told_as_such_and_nothing_is_sent(
+    store: AnyStore, proxy: EtcdProxy, prefix: str, program: "Callable[[bytes], Program[Any]]"
+) -> None:
+    """Whatever a program asks for then: its caller sees one error of our own."""
+    proxy.reset_calls()
+
+    async def run() -> Any:
+        asked = program(f"{prefix}/x".encode())
+        if isinstance(store.raw, AsyncEtcdRunStore):
+            return await store.raw._run(asked, 1e-9)
+        return await asyncio.to_thread(store.raw._run, asked, 1e-9)
+
+    with pytest.raises(DeadlineExceededError):
+        await run()
+    assert proxy.count("Txn") == 0

@@ -306,7 +306,7 @@ class Threads(Face):
         return asyncio.ensure_future(asyncio.wait_for(call, PATIENCE))
 
     def read(self, op: Range) -> Awaitable[RangeReply | None]:
-        call = functools.partial(self.committer.read, op, self.timeout, time.monotonic() + 60)
+        call = functools.partial(self.committer.read, op, time.monotonic() + 60)
         reading = asyncio.get_running_loop().run_in_executor(self._pool, call)
         return asyncio.ensure_future(asyncio.wait_for(reading, PATIENCE))
 
@@ -348,7 +348,7 @@ class Tasks(Face):
 
     def read(self, op: Range) -> asyncio.Task[RangeReply | None]:
         async def told() -> RangeReply | None:
-            sharing = self.committer.read(op, self.timeout, time.monotonic() + 60)
+            sharing = self.committer.read(op, time.monotonic() + 60)
             return None if sharing is None else await asyncio.wait_for(sharing, PATIENCE)
 
         return asyncio.create_task(told())
@@ -1321,7 +1321,7 @@ def test_many_threads_and_many_failures(pool: ThreadPoolExecutor, attempt_timeou
             if number % 4 == 0:
                 with contextlib.suppress(KeyboardInterrupt):
                     look = prefix(f"/own/{caller}.".encode())
-                    chance.looked(caller, face.committer.read(look, attempt_timeout, time.monotonic() + 60))
+                    chance.looked(caller, face.committer.read(look, time.monotonic() + 60))
 
     with ThreadPoolExecutor(1) as etcd:
 

@@ -68,13 +68,13 @@ class Committer:
             raise entry.error
         return self._alone(op, timeout) if entry.reply is None else entry.reply
 
-    def read(self, op: Range, timeout: float, deadline: float) -> RangeReply | None:
+    def read(self, op: Range, deadline: float) -> RangeReply | None:
         """Have a read go along with what is sent next; None: it is to go by itself."""
-        entry = self._queue.reading(op, timeout, deadline) if self._busy.locked() else None
+        entry = self._queue.reading(op, deadline) if self._busy.locked() else None
         if entry is None:
             return None
         try:
-            self._await(entry, timeout)
+            self._await(entry, self._queue.attempt_timeout)
         except Failed:  # nobody said what became of it
             return None
         reply: RangeReply | None = entry.reply
@@ -203,11 +203,11 @@ class AsyncCommitter:
             self._call()
         return gate
 
-    def read(self, op: Range, timeout: float, deadline: float) -> Awaitable[RangeReply | None] | None:
+    def read(self, op: Range, deadline: float) -> Awaitable[RangeReply | None] | None:
         """Have a read go along with what is sent next; None, at once or later: it is to go by itself."""
         if not self._aloft:
             return None
-        entry = self._queue.reading(op, timeout, deadline)
+        entry = self._queue.reading(op, deadline)
         if entry is None:
             return None
         gate = entry.gate = self._loop.create_future()

@@ -135,8 +135,7 @@ class Performer(_Performer):
         if isinstance(op, OpenSession) and source is not None:
             return source.wait_view(deadline)
         if isinstance(op, Range):
-            timeout = first_timeout(client.settings, deadline)
-            shared = client.committer.read(op, timeout, deadline) if op.shared else None
+            shared = client.committer.read(op, deadline) if op.shared else None
             if shared is not None:
                 return shared
             return range_reply(client.call(ranged, range_request(op), deadline, attempts=self._attempts), lazy=op.lazy)
@@ -168,7 +167,8 @@ class Performer(_Performer):
         client = self._client
         if isinstance(op, Range):
             request = range_request(op)
-            answer = client.begin(ranged, request, first_timeout(client.settings, deadline))
+            timeout = max(0.0, min(deadline - time.monotonic(), client.settings.attempt_timeout))
+            answer = client.begin(ranged, request, timeout)
             return lambda: range_reply(client.call(ranged, request, deadline, begun=answer), lazy=op.lazy)
         sent = client.committer.send(op.txns, deadline)
         return lambda: [
@@ -241,8 +241,7 @@ class AsyncPerformer(_Performer):
         if isinstance(op, OpenSession) and source is not None:
             return await self._wait_view(source, deadline)
         if isinstance(op, Range):
-            timeout = first_timeout(client.settings, deadline)
-            sharing = client.committer.read(op, timeout, deadline) if op.shared else None
+            sharing = client.committer.read(op, deadline) if op.shared else None
             shared = await sharing if sharing is not None else None
             if shared is not None:
                 return shared
@@ -264,7 +263,8 @@ class AsyncPerformer(_Performer):
         """Fence once for all who have the same barrier; those who come after the first only read."""
         client, source = self._client, self._source
         try:
-            await asyncio.wait_for(self._fencing.acquire(), max(0.0, deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._fencing.acquire()
         except TimeoutError:
             raise _too_late() from None
         try:

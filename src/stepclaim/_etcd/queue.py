@@ -133,10 +133,10 @@ class Queue(Generic[W]):
         entry = pending(op, now, self._kind)
         return None if entry is None or entry.weight >= self._most else entry
 
-    def reading(self, op: Range, timeout: float, deadline: float) -> W | None:
-        """Give a read a place; None if its call is in trouble."""
+    def reading(self, op: Range, deadline: float) -> W | None:
+        """Give a read a place; None if its call has little time left."""
         now = time.monotonic()
-        if timeout != self.attempt_timeout or deadline - now < _ATTEMPTS_LEFT * timeout:
+        if deadline - now < _ATTEMPTS_LEFT * self.attempt_timeout:
             return None
         return reading(op, now, self._kind)
 
