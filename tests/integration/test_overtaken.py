@@ -477,6 +477,23 @@ async def test_an_error_after_the_commit_leaves_no_claim_that_nobody_knows_of(
     assert store.session.state is SessionState.ACTIVE
 
 
+@pytest.mark.parametrize("name", ["try_claim_step", "claim_step"])
+async def test_the_claim_that_fills_etcds_space_is_granted_all_the_same(
+    muddle: tuple[Muddle, str], open_store: OpenStore, other: AnyStore, name: str
+) -> None:
+    """It is carried out, and answered with an error."""
+    between, endpoint = muddle
+    store = await open_store(endpoint)
+    between.answer = grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"
+    between.spoiled = 1
+    assert await getattr(store, name)(RUN, "a")
+    assert between.spoiled == 0
+    info = await other.get_claim(RUN, "a")
+    assert info is not None
+    assert info.owner == store.session.owner
+    await store.record_step_complete(RUN, "a", "Succeeded")
+
+
 @pytest.mark.parametrize("answer", MUDDLED, ids=["internal", "late", "unknown"])
 async def test_an_error_after_the_commit_of_a_write_is_told_as_unknown(
     muddle: tuple[Muddle, str], open_store: OpenStore, other: AnyStore, answer: Any
