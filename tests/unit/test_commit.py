@@ -1056,6 +1056,25 @@ async def test_reads_alone_go_by_themselves(face: Face) -> None:
     await works(face)
 
 
+async def test_reads_do_not_go_along_with_claims_that_only_look(face: Face) -> None:
+    """That would be such a transaction, too."""
+    face.etcd.put(b"/step", b"theirs")
+    begun, flight = await face.first(claim(b"/step"))
+    same = face.commit(claim(b"/step", b"other"))
+    await face.waiting(1)
+    reading = face.read(one(b"/a"))
+    await face.waiting(2)
+    flight.answer()
+    look = await face.flight()
+    assert look.reads, "a read of one key, not a transaction"
+    look.answer()
+    assert await reading is None
+    for told in (await begun, await same):
+        assert isinstance(told, TxnReply)
+        assert not told.succeeded
+    await works(face)
+
+
 async def test_a_read_of_several_pages_goes_by_itself(face: Face) -> None:
     for number in range(101):
         face.etcd.put(f"/p/{number:03}".encode(), b"")

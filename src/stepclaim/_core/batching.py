@@ -1,9 +1,8 @@
 """Which transactions may share one, and what each of them is told: the rules of group commit.
 
 A shared transaction nests one transaction a call, each with its own compares, so that calls succeed and fail by
-themselves. No key is touched by two members. Claims of one step that are made at the same time
-are one member: one may win, and the others are told of it. A claim that was queued while its step was being claimed
-looks before it writes.
+themselves. No key is touched by two members. Claims of one step that are made at the same time are one member: one may
+win, and the others are told of it. A claim that was queued while its step was being claimed looks before it writes.
 """
 
 from __future__ import annotations
@@ -55,13 +54,6 @@ class Pending(Struct, eq=False):
     reply: Any = None
     error: Exception | None = None
     """Without a reply and an error it is to be sent alone."""
-
-    def take(self) -> bool:
-        """Tell whether it still is to be sent."""
-        return True
-
-    def reopen(self) -> None:
-        """Have it wait again."""
 
 
 P = TypeVar("P", bound=Pending)
@@ -116,7 +108,7 @@ class Batch:
     def __init__(self, most: int = MOST_OPERATIONS) -> None:
         self.members: list[Pending] = []
         self.reads: list[Any] = []
-        """Those who only read what stood before it: they go ahead of all members, and don't go without one."""
+        """Those who only read what stood before it: they go ahead of all members, and not without one that writes."""
         self.fence: SessionView | None = None
         self.standing: frozenset[bytes] = frozenset()
         """The claims that are known to stand, once the answer is there."""
@@ -165,6 +157,13 @@ class Batch:
         self._bytes += entry.size
         self.members.append(entry)
         return True
+
+    def without_writers(self) -> list[Any]:
+        """Give the reads back if nobody who writes takes them along: they make no transaction that only reads."""
+        if not all(each.look for each in self.members):
+            return []
+        reads, self.reads = self.reads, []
+        return reads
 
     @property
     def full(self) -> bool:

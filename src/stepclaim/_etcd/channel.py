@@ -142,12 +142,16 @@ class Members:
         return failure
 
 
+def too_late() -> DeadlineExceededError:
+    """Tell that there is no time left to send anything."""
+    return DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
+
+
 def first_timeout(settings: Settings, deadline: float, *, fenced: bool = False) -> float:
     """Give a call's first attempt its time; a fenced write leaves a part of the call's time for settling it."""
     left = deadline - time.monotonic()
     if left <= 0:
-        late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
-        raise Failed(Failure(late))
+        raise Failed(Failure(too_late()))
     return min(left * 0.6 if fenced else left, settings.attempt_timeout)
 
 
@@ -176,8 +180,7 @@ class Tries:
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
-            late = DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
-            raise Failed(self._last or Failure(late))
+            raise Failed(self._last or Failure(too_late()))
         own = self._settings.attempt_timeout
         if self._silent > 1:
             own *= 2.0 ** min(self._silent - 1, 6)

@@ -115,9 +115,7 @@ class Committer:
         try:
             batch, ready = self._queue.batch(entry)
             try:
-                if not batch.members:
-                    ready += batch.reads  # nobody takes them along
-                else:
+                if batch.members:
                     ready += self._queue.answered(batch, self._client.attempt(*question(batch), timeout))
             except BaseException as error:
                 ready += self._queue.failed(batch, error)
@@ -264,7 +262,6 @@ class AsyncCommitter:
             batch, ready = queue.batch(most=max(_ENOUGH, waiting // (flights - self._aloft)))
             _wake(ready)
             if not batch.members:
-                _wake(batch.reads)  # nobody takes them along
                 return
             self._aloft += 1
             flight = self._loop.create_task(self._fly(batch))

@@ -27,12 +27,12 @@ from stepclaim._core.ops import (
     TxnReply,
     UntilChanged,
 )
-from stepclaim._etcd.channel import first_timeout
+from stepclaim._etcd.channel import first_timeout, too_late
 from stepclaim._etcd.queue import ranged, txn
 from stepclaim._etcd.retry import Failed
 from stepclaim._etcd.watch import until_changed, until_changed_async
 from stepclaim._etcd.wire import fence_request, range_reply, range_request, txn_reply, txn_request
-from stepclaim.errors import ConfigurationError, DeadlineExceededError
+from stepclaim.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -89,10 +89,6 @@ def _found(pages: list[RangeReply]) -> TxnReply:
     """Tell what was read key by key as a transaction's reads; each is as new as the last."""
     found = tuple(page.kvs[0] if page.kvs else None for page in pages)
     return TxnReply(False, min((page.revision for page in pages), default=0), found)
-
-
-def _too_late() -> DeadlineExceededError:
-    return DeadlineExceededError("the call's deadline has passed", code="DEADLINE_EXCEEDED", definite=True)
 
 
 def _local(op: Op[Any], source: SessionSource | None) -> Any:
@@ -153,7 +149,7 @@ class Performer(_Performer):
         """Fence once for all who have the same barrier; those who come after the first only read."""
         client, source = self._client, self._source
         if not self._fencing.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _too_late()
+            raise too_late()
         try:
             if source is None or not source.passed(op.session):
                 return _rewritten(op, txn_reply(client.call(txn, fence_request(op), deadline)), source)
@@ -266,7 +262,7 @@ class AsyncPerformer(_Performer):
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await self._fencing.acquire()
         except TimeoutError:
-            raise _too_late() from None
+            raise too_late() from None
         try:
             if source is None or not source.passed(op.session):
                 return _rewritten(op, txn_reply(await client.call(txn, fence_request(op), deadline)), source)

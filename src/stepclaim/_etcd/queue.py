@@ -106,6 +106,9 @@ class WaitingTask(Pending, eq=False):
         """Tell whether its caller still waits."""
         return not self.gate.done()
 
+    def reopen(self) -> None:
+        """Have it wait again, which it never ceased to."""
+
 
 W = TypeVar("W", WaitingThread, WaitingTask)
 
@@ -177,6 +180,7 @@ class Queue(Generic[W]):
                 late.append(entry)
         self.waiting.extendleft(reversed(kept))
         self._aloft.update(batch.claims)
+        late += batch.without_writers()
         return batch, late
 
     def _take(self, batch: Batch, entry: W) -> bool:
