@@ -849,7 +849,7 @@ async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolE
     begun, flight = await face.first()
     callers = [face.commit(write(key)) for key in (b"/a", b"/b")]
     await face.waiting(2)
-    ends = time.monotonic() + 0.25
+    ends = time.monotonic() + 0.35
     if kind == "asyncio":
         await asyncio.to_thread(eventually, lambda: time.monotonic() > ends)
         flight.answer()
@@ -867,6 +867,24 @@ async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolE
     face.decide = Flight.answer
     assert isinstance(await face.commit(write(b"/works")), TxnReply)
     assert face.sent == 4
+
+
+async def test_who_waits_behind_a_silent_member_goes_after_that_one_is_given_up(face: Face) -> None:
+    """Both began to wait within a millisecond: who goes by itself too early asks the silent member, too."""
+    face = type(face)(*([face._pool] if isinstance(face, Threads) else []), face.etcd, 1.0)
+    begun, flight = await face.first()
+    sent = time.monotonic()
+    behind = [face.commit(write(key)) for key in (b"/a", b"/b")]
+    await face.waiting(2)
+    await asyncio.to_thread(eventually, lambda: time.monotonic() > sent + 1.05)
+    assert face.sent == 1
+    flight.fail(failure())
+    assert doubt(await begun)
+    both = await face.flight()
+    assert len(both.members) == 2, "neither waited too long to share"
+    both.answer()
+    for told in behind:
+        assert isinstance(await told, TxnReply)
 
 
 async def test_who_has_little_time_left_goes_at_once(face: Face) -> None:

@@ -148,7 +148,7 @@ class Committer:
     def _wait(self, entry: WaitingThread, timeout: float) -> bool:
         """Wait until this thread leads; False if there is nothing more to wait for."""
         try:
-            if not entry.gate.acquire(timeout=timeout):
+            if not entry.gate.acquire(timeout=self._queue.patience):
                 if entry.take():  # nobody has sent it: it goes alone
                     entry.done = True
                     return False

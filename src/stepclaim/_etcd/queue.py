@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from stepclaim._core.ops import Range, Txn
     from stepclaim._etcd.channel import Member
 
-_ATTEMPTS_LEFT = 3.0
+_ATTEMPTS_LEFT = 3.25
 """Who has less time than for so many attempts goes alone: for the wait in the queue, the flight, and one of its own."""
+
+_PATIENCE = 1.25
+"""Who has waited in the queue for so many attempts goes alone. More than one: the member that was silent to those before
+is given up by then, and who set out while it is not would wait for it once more."""
 
 _SLOW = 0.003
 """Seconds: the interpreter takes 5 ms to go from a thread that computes to another one."""
@@ -127,6 +131,8 @@ class Queue(Generic[W]):
         """The claim of one that goes alone."""
         self._most = MOST_OPERATIONS
         self.attempt_timeout = attempt_timeout
+        self.patience = _PATIENCE * attempt_timeout
+        """Seconds that one waits here at most."""
 
     def entry(self, op: Txn, timeout: float, deadline: float) -> W | None:
         """Give a transaction a place; None if it goes alone: for what it does, or because its call is in trouble."""
@@ -162,7 +168,7 @@ class Queue(Generic[W]):
         aloft = self._aloft if self.lone is None else {*self._aloft, self.lone}
         if first is not None and not self._take(batch, first):
             late.append(first)  # too much for a shared one: this etcd takes less than was thought
-        oldest = time.monotonic() - self.attempt_timeout
+        oldest = time.monotonic() - self.patience
         for _ in range(len(self.waiting)):
             if batch.full or len(members) >= most:
                 break
