@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import threading
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
         Callable,
+        Coroutine,
         Generator,
     )
     from types import TracebackType
@@ -55,7 +55,6 @@ class AsyncEtcdRunStore(AsyncRunStore):
         self._closed = False
         self._ending: asyncio.Task[None] | None = None
         self._calls: set[Program[Any]] = set()
-        self._idle = asyncio.Event()
         self._session_changed = asyncio.Event()
         self._ctx = context_of(settings)
         self._client: AsyncClient | None = None
@@ -93,7 +92,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
             else:
                 attempts = max(3, len(self._settings.endpoints))
                 ping = AsyncPerformer(self._client, None, self._session_changed, attempts)
-                await drive_async(runs.ping(self._ctx), ping.perform, deadline, ping.view)
+                await drive_async(runs.ping(self._ctx), ping.perform, deadline, self._calls)
         except BaseException:
             await self._client.close()
             raise
@@ -138,6 +137,7 @@ class AsyncEtcdRunStore(AsyncRunStore):
                 threading.Thread(target=keeper.close, args=(time.monotonic() + 1.0,), daemon=True).start()
             raise
         self._keeper = keeper
+        self._ctx.session = keeper.view
 
     def _in_loop(self, tell: Callable[[], None]) -> None:
         loop = self._loop
@@ -157,21 +157,14 @@ class AsyncEtcdRunStore(AsyncRunStore):
         if asyncio.get_running_loop() is not self._loop:
             raise StoreClosedError("the store was opened in another event loop: open one in this loop")
 
-    async def _run(self, program: Program[R], timeout: float | None = None) -> R:
-        calls, performer = self._calls, self._performer
+    def _run(self, program: Program[R], timeout: float | None = None) -> Coroutine[Any, Any, R]:
+        performer = self._performer
         if performer is None or self._closed or os.getpid() != self._pid:
             self._check_open()  # which tells why not
         if asyncio.get_running_loop() is not self._loop:
             self._check()
         assert performer is not None
-        deadline = time.monotonic() + (timeout or self._timeout)
-        calls.add(program)
-        try:
-            return await drive_async(program, performer.perform, deadline, performer.view)
-        finally:
-            calls.discard(program)
-            if not calls:
-                self._idle.set()
+        return drive_async(program, performer.perform, time.monotonic() + (timeout or self._timeout), self._calls)
 
     def _run_later(self, program: Callable[[], Program[Any]]) -> None:
         if self._keeper is not None:
@@ -201,10 +194,8 @@ class AsyncEtcdRunStore(AsyncRunStore):
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.drain, deadline)
         self._closed = True
-        while self._calls and time.monotonic() < deadline:
-            self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), max(0.05, deadline - time.monotonic()))
+        while self._calls and time.monotonic() < deadline:  # noqa: ASYNC110 - no call should have to tell that it ends
+            await asyncio.sleep(0.01)
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.close, max(deadline, time.monotonic() + 0.5))
         if self._client is not None:

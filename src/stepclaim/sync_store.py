@@ -66,6 +66,7 @@ class EtcdRunStore(RunStore):
                     changed=lambda: None,
                 )
                 self._keeper.open(deadline)
+                self._ctx.session = self._keeper.view
             else:
                 run_program(
                     self._client, None, runs.ping(self._ctx), deadline, attempts=max(3, len(settings.endpoints))
@@ -119,8 +120,7 @@ class EtcdRunStore(RunStore):
         self._calls.add(program)  # before the check, so that a call that passes it is waited for by `close`
         try:
             self._check()
-            performer = self._performer
-            return drive(program, performer.perform, time.monotonic() + (timeout or self._timeout), performer.view)
+            return drive(program, self._performer.perform, time.monotonic() + (timeout or self._timeout))
         finally:
             self._calls.discard(program)
             if self._closed and os.getpid() == self._pid:  # a forked child's copy of the lock may be held for ever

@@ -186,7 +186,7 @@ class _InMemoryStore:
                 return self._wait(op.key, b"", op.revision, deadline)
             return self._perform(op)
 
-        return drive(program, perform, deadline, lambda: self._view)
+        return drive(program, perform, deadline)
 
 
 class InMemoryRunStore(_InMemoryStore, RunStore):
@@ -240,7 +240,7 @@ class AsyncInMemoryRunStore(_InMemoryStore, AsyncRunStore):
                 return await self._await(op.key, b"", op.revision, deadline)
             return self._perform(op)
 
-        return await drive_async(program, perform, deadline, lambda: self._view)
+        return await drive_async(program, perform, deadline, set())
 
     async def _await(self, key: bytes, range_end: bytes, after: int, deadline: float | None) -> None:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()

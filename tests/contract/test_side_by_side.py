@@ -355,7 +355,10 @@ class AsyncSide(Side):
         return self._until_done(opened())
 
     def _do(self, store: Any, name: str, *args: Any, **keywords: Any) -> Any:
-        return self._until_done(getattr(store, name)(*args, **keywords))
+        async def done() -> Any:
+            return await getattr(store, name)(*args, **keywords)
+
+        return self._until_done(done())
 
     def _step(self, store: Any, other: Any, run_id: Any, step_key: str, body: str) -> StepClaim | None:
         async def step() -> StepClaim | None:

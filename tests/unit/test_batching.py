@@ -158,6 +158,32 @@ def _alone(each: Pending) -> Batch:
     return batch
 
 
+@thoroughly
+@given(st.lists(transactions, min_size=2, max_size=40), st.sampled_from([8, 16, 60, MOST_OPERATIONS]))
+def test_what_is_asked_as_one_is_the_same_conditions_and_writes_in_one_level(ops: list[Txn], most: int) -> None:
+    batch = Batch(most)
+    for op in ops:
+        each = pending(op, 0.0, Pending)
+        if each is not None:
+            batch.take(each)
+    batch.as_one()
+    event(f"as one: {batch.whole}")
+    apart = etcdrpc.TxnRequest.FromString(batch_request(batch))
+    if not batch.whole:
+        assert len(apart.success) == len(batch.members), "a nested one each"
+        return
+    assert levels(apart) <= most
+    assert not [op for op in apart.success if op.HasField("request_txn") or op.HasField("request_range")]
+    batch.whole = False
+    nested = etcdrpc.TxnRequest.FromString(batch_request(batch))
+    own = [op.request_txn for op in nested.success]
+    assert list(apart.success) == [op for member in own for op in member.success]
+    assert len(apart.compare) == len(nested.compare) + sum(len(member.compare) for member in own)
+    for compare in (*nested.compare, *(each for member in own for each in member.compare)):
+        assert compare in apart.compare
+    assert apart.failure == nested.failure
+
+
 # --- who goes alone --------------------------------------------------------------------------------------------------
 
 
@@ -266,11 +292,11 @@ def test_a_step_that_is_looked_at_is_not_written_beside() -> None:
 def test_as_many_as_etcd_takes_and_no_more(weight: int, fit: int, make: Any) -> None:
     batch = Batch()
     for number in range(fit):
-        assert not batch.full
+        assert batch.room
         assert batch.take(entry(make(number)))
     message = etcdrpc.TxnRequest.FromString(batch_request(batch))
     assert levels(message) == len(batch.members) + weight == MOST_OPERATIONS
-    assert batch.full
+    assert not batch.room
     assert not batch.take(entry(make(fit)))
     assert not batch.take(entry(claim(b"/looked at"), look=True))
     batch.take(entry(make(0)))
@@ -387,6 +413,79 @@ def test_a_moved_fence_is_told_to_those_who_have_it_and_the_others_wait_again() 
         assert each.reply.barrier == (barrier,)
     assert plain.reply is None
     assert looking.reply is None or looking.reply.fence_moved, "it has looked at nothing"
+
+
+def whole(*entries: Pending) -> Batch:
+    """Put all of them into a batch that is asked as one."""
+    batch = together(*entries)
+    batch.as_one()
+    assert batch.whole
+    return batch
+
+
+def test_all_who_are_asked_as_one_succeed_together() -> None:
+    winner, other, follower = entry(claim(b"/a", None, b"first")), entry(write(b"/b")), entry(claim(b"/a"))
+    batch = whole(winner, other, follower)
+    done, again = batch.settle(batch_replies(batch, response(PUT, PUT)))
+    assert (set(map(id, done)), again) == ({id(winner), id(other), id(follower)}, [])
+    assert winner.reply == other.reply == TxnReply(True, 50)
+    assert follower.reply is not None
+    assert (follower.reply.succeeded, follower.reply.found[0].value) == (False, b"first")
+    assert not batch.clean, "one was refused"
+
+
+def test_where_what_was_asked_as_one_did_nothing_all_wait_again() -> None:
+    """Somebody's condition did not hold, nobody knows whose. The fence stands: no claim is told that it moved."""
+    entries = [entry(claim(b"/a")), entry(write(b"/b")), entry(claim(b"/a"))]
+    batch = whole(*entries)
+    barrier = KeyValue(b"/s/one", b"{}", 7, 7)
+    done, again = batch.settle(batch_replies(batch, response(found(barrier), succeeded=False)))
+    assert (done, set(map(id, again))) == ([], set(map(id, entries)))
+    assert [each.reply for each in entries] == [None] * 3
+    assert not batch.clean
+    without_fence = whole(entry(write(b"/b")), entry(write(b"/c")))
+    done, again = without_fence.settle(batch_replies(without_fence, response(succeeded=False)))
+    assert (done, len(again)) == ([], 2)
+
+
+@pytest.mark.parametrize("barrier", [None, KeyValue(b"/s/one", b"{}", 7, 40)])
+def test_where_the_fence_of_what_was_asked_as_one_moved_its_claims_are_told(barrier: KeyValue | None) -> None:
+    fenced, plain = entry(claim(b"/a")), entry(write(b"/b"))
+    batch = whole(fenced, plain)
+    answer = response(found(*([barrier] if barrier else [])), succeeded=False)
+    done, again = batch.settle(batch_replies(batch, answer))
+    assert (done, again) == ([fenced], [plain])
+    assert fenced.reply == TxnReply(False, 50, fence_moved=True, barrier=(barrier,))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        entry(claim(b"/a"), look=True),
+        entry(write(b"/a", PutOnce(b"/d", b""))),
+        entry(Txn(compares=(), success=(Put(b"/a", b""), Get(b"/b")))),
+    ],
+    ids=["looks", "puts once", "reads"],
+)
+def test_who_has_to_read_its_answer_is_asked_apart(other: Pending) -> None:
+    batch = together(entry(claim(b"/x")), entry(write(b"/y")), other)
+    batch.as_one()
+    assert not batch.whole
+
+
+def test_as_many_are_asked_as_one_as_etcd_takes_in_one_level() -> None:
+    def made(number: int) -> Pending:
+        return entry(claim(f"/{number}".encode(), None, b"", Put(f"/{number}/row".encode(), b"")))
+
+    most = whole(*map(made, range(63)))
+    message = etcdrpc.TxnRequest.FromString(batch_request(most))
+    assert levels(message) == 2 * 63 + 1, "the fence's compare is one more"
+    more = together(*map(made, range(64)))
+    more.as_one()
+    assert not more.whole
+    one = together(made(0))
+    one.as_one()
+    assert not one.whole, "it goes as it would go without all this"
 
 
 def test_nobody_is_told_of_the_fence_of_another_session() -> None:

@@ -212,8 +212,14 @@ class Flight:
 
     @property
     def members(self) -> list[Any]:
-        """The operations of a shared transaction."""
+        """The operations of a shared transaction: nested ones, or, where it is asked as one, what they write."""
         return list(etcdrpc.TxnRequest.FromString(self.request).success)
+
+    @property
+    def written(self) -> list[bytes]:
+        """The keys that it writes if all goes well."""
+        puts = [op.request_txn.success[0] if op.HasField("request_txn") else op for op in self.members]
+        return [op.request_put.key for op in puts if op.HasField("request_put")]
 
     def answer(self) -> None:
         """Carry it out and give the answer."""
@@ -409,9 +415,7 @@ def doubt(told: Told) -> bool:
 async def test_what_comes_while_a_call_is_under_way_goes_together_after_it(face: Face) -> None:
     ops = [write(f"/{number}".encode()) for number in range(20)]
     callers, flight = await face.gathered(*ops)
-    assert [member.request_txn.success[0].request_put.key for member in flight.members] == [
-        op.success[0].key for op in ops
-    ]
+    assert flight.written == [op.success[0].key for op in ops]
     flight.answer()
     replies = [await caller for caller in callers]
     assert [reply.succeeded if isinstance(reply, TxnReply) else reply for reply in replies] == [True] * 20
@@ -449,6 +453,57 @@ async def test_two_writers_of_one_key_follow_each_other(face: Face) -> None:
     assert all(isinstance(each, TxnReply) for each in told)
     assert [each.succeeded for each in told if isinstance(each, TxnReply)] == [True, False, True]
     assert (face.sent, face.etcd.written[b"1"], face.etcd.written[b"2"]) == (3, 1, 0)
+
+
+def nests(flight: Flight) -> bool:
+    """Tell whether it asks for each of its members by itself, not for all of them as one."""
+    return any(op.HasField("request_txn") for op in flight.members)
+
+
+async def test_where_one_is_refused_what_was_asked_as_one_is_asked_apart(face: Face) -> None:
+    face.etcd.put(b"/b", b"theirs")
+    names = (b"/a", b"/b", b"/c")
+    callers, flight = await face.gathered(*(claim(key, b"mine" + key) for key in names))
+    assert not nests(flight)
+    flight.answer()
+    flight = await face.flight()
+    assert nests(flight)
+    assert sorted(flight.written) == sorted(names)
+    flight.answer()
+    told = [await caller for caller in callers]
+    assert [each.succeeded if isinstance(each, TxnReply) else each for each in told] == [True, False, True]
+    assert isinstance(told[1], TxnReply)
+    assert told[1].found[0].value == b"theirs"  # type: ignore[union-attr]
+    assert {key: face.etcd.written[b"mine" + key] for key in names} == {b"/a": 1, b"/b": 0, b"/c": 1}
+    assert face.sent == 3
+
+
+async def test_after_a_refusal_they_are_asked_apart_until_all_goes_well_again(face: Face) -> None:
+    async def shared(turn: int, *, refused: bool = False) -> bool:
+        callers, flight = await face.gathered(
+            *(write(f"/{turn}/{number}".encode()) for number in range(2)),
+            *([write(b"/stands")] if refused else []),
+            first=write(f"/{turn}/first".encode()),
+        )
+        flight.answer()
+        if refused and not nests(flight):
+            (await face.flight()).answer()
+        told = [await caller for caller in callers]
+        assert [isinstance(each, TxnReply) and each.succeeded for each in told] == [True] * 2 + [False] * refused
+        return nests(flight)
+
+    face.etcd.put(b"/stands", b"theirs")
+    assert [await shared(number, refused=number == 1) for number in range(7)] == [False, False, *[True] * 4, False]
+    assert [await shared(number, refused=number == 9) for number in range(7, 11)] == [False, False, False, True]
+
+
+async def test_the_outcome_of_what_was_asked_as_one_is_not_known_to_anybody(face: Face) -> None:
+    callers, flight = await face.gathered(claim(b"/a", b"one"), claim(b"/b", b"two"), write(b"/c", b"three"))
+    assert not nests(flight)
+    flight.lose()
+    assert [doubt(await caller) for caller in callers] == [True] * 3
+    assert [face.etcd.written[value] for value in (b"one", b"two", b"three")] == [1, 1, 1]
+    await works(face)
 
 
 async def test_claims_behind_two_fences_go_one_after_the_other(face: Face) -> None:
@@ -871,7 +926,7 @@ async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolE
 
 async def test_who_waits_behind_a_silent_member_goes_after_that_one_is_given_up(face: Face) -> None:
     """Both began to wait within a millisecond: who goes by itself too early asks the silent member, too."""
-    face = type(face)(*([face._pool] if isinstance(face, Threads) else []), face.etcd, 1.0)
+    face = Threads(face._pool, face.etcd, 1.0) if isinstance(face, Threads) else Tasks(face.etcd, 1.0)
     begun, flight = await face.first()
     sent = time.monotonic()
     behind = [face.commit(write(key)) for key in (b"/a", b"/b")]

@@ -105,8 +105,19 @@ def test_a_transaction(op: Txn) -> None:
     assert txn_request(op) == encode_op(op)
 
 
+plain = st.builds(Compare, keys, st.sampled_from(["create", "mod"]), st.just(0) | numbers)
+puts = st.builds(Put, keys, texts) | st.builds(Put, keys, texts, numbers)
+gets = st.builds(Get, keys)
+claims = st.builds(
+    Txn, compares=some(plain).filter(bool), success=some(puts).filter(bool), failure=some(gets), fence=sessions
+) | st.builds(
+    Txn, compares=st.tuples(plain), success=st.tuples(puts), failure=st.just(()) | st.tuples(gets), fence=sessions
+)
+"""What is fenced compares revisions of single keys, only puts, and where it fails it reads."""
+
+
 @thoroughly
-@given(transactions(sessions))
+@given(claims)
 def test_a_fenced_transaction_compares_the_barrier_last_and_reads_it_last(op: Txn) -> None:
     expected = transaction(op)
     assert parsed(encode_op(op)) == expected
@@ -131,9 +142,6 @@ def test_a_fence(session: SessionView, gets: tuple[Get, ...]) -> None:
     assert parsed(fence_request(Fence(session=session, gets=gets))) == expected
 
 
-claims = st.builds(
-    Txn, compares=some(compares).filter(bool), success=some(actions), failure=some(actions), fence=sessions
-)
 members = st.lists(st.tuples(transactions(st.none()) | claims, st.booleans()), max_size=6)
 
 
@@ -166,6 +174,25 @@ def test_a_shared_transaction(parts: list[tuple[Txn, bool]], reads: list[Range],
             expected.success.append(action(Get(op.compares[0].key)))
         else:
             expected.success.append(etcdrpc.RequestOp(request_txn=transaction(op)))
+    assert parsed(batch_request(batch)) == expected
+
+
+@thoroughly
+@given(st.lists(transactions(st.none()) | claims, max_size=6), st.lists(ranges, max_size=3), st.none() | sessions)
+def test_a_shared_transaction_asked_as_one(ops: list[Txn], reads: list[Range], fence: SessionView | None) -> None:
+    batch = Batch()
+    batch.whole = True
+    batch.reads = [Pending(op, None, 1, 0, 0.0, False) for op in reads]
+    batch.fence = fence
+    expected = etcdrpc.TxnRequest()
+    expected.success.extend(map(read, reads))
+    for op in ops:
+        batch.members.append(Pending(op, op.compares[0].key if op.fence else None, 1, 1, 0.0, True))
+        expected.compare.extend(map(compare, op.compares))
+        expected.success.extend(map(action, op.success))
+    if fence is not None:
+        expected.compare.append(unmoved(fence))
+        expected.failure.append(action(Get(fence.key)))
     assert parsed(batch_request(batch)) == expected
 
 

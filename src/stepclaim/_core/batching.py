@@ -66,6 +66,8 @@ def claim_of(op: Txn) -> bytes | None:
 
 def pending(op: Txn, now: float, kind: type[P]) -> P | None:
     """Measure a transaction; None for one that has to go alone."""
+    if op.fence is not None:
+        return _pending_claim(op, now, kind)
     keys = [each.key for each in op.compares]
     size = 0
     put_once = get = False
@@ -80,19 +82,35 @@ def pending(op: Txn, now: float, kind: type[P]) -> P | None:
             size += len(action.value)
         elif action.range_end:
             return None
-    if op.fence is None:  # else it compares no range, and where it fails it looks at what it compares
-        for each in op.compares:
-            if each.range_end:
-                return None
-        for action in op.failure:
-            if not isinstance(action, Get):
-                return None
-            keys.append(action.key)
+    for each in op.compares:
+        if each.range_end:
+            return None
+    for action in op.failure:
+        if not isinstance(action, Get):
+            return None
+        keys.append(action.key)
     size += sum(map(len, keys)) + _OVERHEAD * len(keys)
     weight = max(len(op.compares), len(op.success), len(op.failure)) + put_once
     if weight > MOST_OPERATIONS // 2 or size > LARGEST_MEMBER:
         return None
-    return kind(op, claim_of(op), weight, size, now, not (put_once or get), keys)
+    return kind(op, None, weight, size, now, not (put_once or get), keys)
+
+
+def _pending_claim(op: Txn, now: float, kind: type[P]) -> P | None:
+    """Measure a claim, which compares no range, only puts, and where it fails looks at what it compares."""
+    compares, success = op.compares, op.success
+    keys = [each.key for each in compares]
+    claim = keys[0]
+    size = 0
+    for put in success:
+        assert type(put) is Put
+        keys.append(put.key)
+        size += len(put.value)
+    size += (len(keys) + len(op.failure)) * (len(claim) + _OVERHEAD)
+    if size > LARGEST_MEMBER:
+        return None
+    weight = len(compares)
+    return kind(op, claim, max(len(success), weight), size, now, True, keys)
 
 
 def reading(op: Range, now: float, kind: type[P]) -> P:
@@ -113,11 +131,19 @@ class Batch:
         self.standing: frozenset[bytes] = frozenset()
         """The claims that are known to stand, once the answer is there."""
         self._most = most
+        self.room = most - 1
+        """How many more it takes of those that are no heavier than its heaviest."""
         self.claims: dict[bytes, Pending] = {}
         """The claims that its members make, or look for."""
         self._touched: set[bytes] = set()
         """All keys that members write or look at."""
-        self._heaviest = 0
+        self.whole = False
+        """It is asked as one transaction that does all or nothing. Where it did nothing its members wait once more."""
+        self.clean = True
+        """Everyone got what they asked for, once the answer is there."""
+        self._only_writes = True
+        self._heaviest = 1
+        self._weight = 1
         self._bytes = 0
 
     def take(self, entry: Pending) -> bool:
@@ -131,32 +157,43 @@ class Batch:
                 first.followers.append(entry)
                 return True
             if entry.look:
-                if key in self._touched or self.full:
+                if key in self._touched or self.room <= 0:
                     return False
+                self.room -= 1
+                self._only_writes = False
                 self.claims[key] = entry
                 self._touched.add(key)
                 self.members.append(entry)
                 return True
-        heaviest = max(self._heaviest, entry.weight)
-        if self._count + 1 + heaviest > self._most or self._bytes + entry.size > MOST_BYTES:
+            fence = entry.op.fence
+            if fence is not self.fence and self.fence is not None and fence != self.fence:
+                return False
+        heavier = entry.weight - self._heaviest
+        heavier = max(heavier, 0)
+        if self.room <= heavier or self._bytes + entry.size > MOST_BYTES:
             return False
-        if isinstance(entry.op, Range):
+        keys = entry.keys
+        if not self._touched.isdisjoint(keys):
+            return False
+        self.room -= 1 + heavier
+        self._heaviest += heavier
+        self._weight += entry.weight
+        self._bytes += entry.size
+        if key is not None:
+            self.fence = entry.op.fence
+            self.claims[key] = entry
+        elif isinstance(entry.op, Range):
             self.reads.append(entry)
             return True
-        if not self._touched.isdisjoint(entry.keys):
-            return False
-        if key is not None:
-            fence = entry.op.fence
-            if self.fence is None:
-                self.fence = fence
-            elif fence is not self.fence and fence != self.fence:
-                return False
-            self.claims[key] = entry
-        self._touched.update(entry.keys)
-        self._heaviest = heaviest
-        self._bytes += entry.size
+        if not entry.only_writes:
+            self._only_writes = False
+        self._touched.update(keys)
         self.members.append(entry)
         return True
+
+    def as_one(self) -> None:
+        """Have it asked as one transaction, if it is one: which costs etcd and the client less."""
+        self.whole = self._only_writes and self._weight <= self._most and len(self.members) > 1
 
     def without_writers(self) -> list[Any]:
         """Give the reads back if nobody who writes takes them along: they make no transaction that only reads."""
@@ -164,15 +201,6 @@ class Batch:
             return []
         reads, self.reads = self.reads, []
         return reads
-
-    @property
-    def full(self) -> bool:
-        """Whether not even the lightest transaction has room."""
-        return self._count + max(self._heaviest, 1) >= self._most
-
-    @property
-    def _count(self) -> int:
-        return len(self.members) + len(self.reads)
 
     @property
     def everyone(self) -> list[Pending]:
@@ -192,6 +220,7 @@ class Batch:
                 if claim is not None:
                     standing.append(claim)
                 continue
+            self.clean = False
             stands = claim is not None and reply is not None and (reply.succeeded or any(reply.found[:1]))
             if claim is not None and stands:
                 standing.append(claim)

@@ -124,7 +124,7 @@ def _acquire(ctx: Context, ref: StepKeys, start: Start | None) -> Program[Holdin
     gets = (Get(ref.claim),) if start is None else (Get(ref.claim), Get(ref.row))
     base = NO_BASE
     while True:
-        session: SessionView = yield OPEN_SESSION
+        session: SessionView = ctx.session() or (yield OPEN_SESSION)
         now = ctx.now()
         record = ClaimRecord(
             v=VERSION,

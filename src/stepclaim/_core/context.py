@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -17,16 +18,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from stepclaim._core.keys import Keyspace, StepKeys
+    from stepclaim._core.ops import SessionView
 
 
 MOST_REMEMBERED = 100_000
-"""Steps whose claims a store remembers: the oldest go first, in a store that never sees its claims end."""
+"""Steps whose claims a store remembers: the oldest tenth goes first, in a store that never sees its claims end."""
 
 
 _KEPT_CHARACTERS = 8192
 
 
-class Holding(Struct):
+class Holding(Struct, gc=False):
     """A claim that this store took, with what it wrote: the next write need not read first."""
 
     token: int
@@ -78,6 +80,8 @@ class Context:
         self.now = now
         self.new_id = new_id
         self.value_limit = value_limit
+        self.session: Callable[[], SessionView | None] = lambda: None
+        """Gives the live session; where it gives None a program asks for one by `OpenSession`, and waits."""
         self._held: dict[tuple[str, str], Holding] = {}
         self._lock = lock
 
@@ -92,8 +96,9 @@ class Context:
                 newer.earlier, older.earlier = older, None
                 holding = newer
             held[key] = holding
-            if len(held) > MOST_REMEMBERED:
-                del held[next(iter(held))]
+            if len(held) > MOST_REMEMBERED:  # many at once: a dict looks for its first entry behind all that are gone
+                for oldest in [*islice(held, MOST_REMEMBERED // 10)]:
+                    del held[oldest]
 
     def holding(self, ref: StepKeys, token: int | None = None) -> Holding | None:
         """Give the newest claim that this store took of the step; with a token, only that very claim."""

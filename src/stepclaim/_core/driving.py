@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepclaim._core.ops import Abandoned, OpenSession
+from stepclaim._core.ops import Abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from stepclaim._core.ops import Op, Program, SessionView
+    from stepclaim._core.ops import Op, Program
 
 R = TypeVar("R")
 
@@ -22,17 +22,14 @@ def drive(
     program: Program[R],
     perform: Callable[[Op[Any], float], Any],
     deadline: float,
-    view: Callable[[], SessionView | None],
 ) -> R:
-    """Run a program for a thread. What can be told of the session at once needs no performing."""
+    """Run a program for a thread."""
     gone: BaseException | None = None
     try:
         op = next(program)
         while True:
             try:
-                reply = view() if isinstance(op, OpenSession) else None
-                if reply is None:
-                    reply = perform(op, deadline)
+                reply = perform(op, deadline)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
             except BaseException as error:  # noqa: BLE001 - raised again once the program has cleaned up
@@ -53,17 +50,16 @@ async def drive_async(
     program: Program[R],
     perform: Callable[[Op[Any], float], Awaitable[Any]],
     deadline: float,
-    view: Callable[[], SessionView | None],
+    calls: set[Program[Any]],
 ) -> R:
-    """Run a program for a task. What can be told of the session at once needs no waiting."""
+    """Run a program for a task; it is among the calls until it ends."""
     gone: BaseException | None = None
+    calls.add(program)
     try:
         op = next(program)
         while True:
             try:
-                reply = view() if isinstance(op, OpenSession) else None
-                if reply is None:
-                    reply = await perform(op, deadline)
+                reply = await perform(op, deadline)
             except Exception as error:  # noqa: BLE001 - the program decides
                 op = program.throw(error)
             except BaseException as error:  # noqa: BLE001 - raised again once the program has cleaned up
@@ -78,3 +74,5 @@ async def drive_async(
         if gone is None:
             raise
         raise gone from None
+    finally:
+        calls.discard(program)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+from msgspec import Struct
+
 from stepclaim.errors import ConfigurationError, CorruptRecordError
 
 if TYPE_CHECKING:
@@ -85,22 +87,15 @@ def stray(key: bytes) -> CorruptRecordError:
     return CorruptRecordError(f"the key {told!r} is none that stepclaim writes: delete it with etcdctl", key=told)
 
 
-class StepKeys:
+class StepKeys(Struct, gc=False):
     """One step's keys."""
 
-    __slots__ = ("_base", "_segment", "claim", "row", "run_id", "step_key")
-
-    def __init__(self, base: str, run_id: str, step_key: str) -> None:
-        self.run_id = run_id
-        self.step_key = step_key
-        self._base = base
-        try:
-            plain = _SHORT_AND_PLAIN(step_key)
-        except TypeError:
-            plain = None
-        self._segment = name = step_key if plain else segment(text(step_key, "step_key"))
-        self.claim = f"{base}claims/{name}".encode()
-        self.row = f"{base}steps/{name}".encode()
+    run_id: str
+    step_key: str
+    claim: bytes
+    row: bytes
+    _base: str
+    _segment: str
 
     def attempt(self, number: int) -> bytes:
         """Give the key that an earlier attempt is kept under."""
@@ -123,6 +118,16 @@ class StepKeys:
     def __str__(self) -> str:
         """Name the step in an error's message."""
         return f"step {self.step_key!r} of run {self.run_id!r}"
+
+
+def _step_keys(base: str, run_id: str, step_key: str) -> StepKeys:
+    """Name a step's keys, once its own was checked."""
+    try:
+        plain = _SHORT_AND_PLAIN(step_key)
+    except TypeError:
+        plain = None
+    name = step_key if plain else segment(text(step_key, "step_key"))
+    return StepKeys(run_id, step_key, f"{base}claims/{name}".encode(), f"{base}steps/{name}".encode(), base, name)
 
 
 class RunKeys:
@@ -156,7 +161,7 @@ class RunKeys:
 
     def step(self, step_key: str) -> StepKeys:
         """Name the keys of one of the run's steps."""
-        return StepKeys(self.base, self.run_id, step_key)
+        return _step_keys(self.base, self.run_id, step_key)
 
     def points_at(self, idempotency: bytes) -> bytes:
         """Name the run's own note of an idempotency key that stands for it, so that both can go together."""
@@ -190,7 +195,7 @@ class Keyspace:
             name, base = _base_of(self.prefix, run_id)
         except TypeError:
             name, base = self._base(run_id)
-        return StepKeys(base, name, step_key)
+        return _step_keys(base, name, step_key)
 
     def _base(self, run_id: RunId) -> tuple[str, str]:
         try:

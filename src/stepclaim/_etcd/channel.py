@@ -149,10 +149,12 @@ def too_late() -> DeadlineExceededError:
 
 def first_timeout(settings: Settings, deadline: float, *, fenced: bool = False) -> float:
     """Give a call's first attempt its time; a fenced write leaves a part of the call's time for settling it."""
-    left = deadline - time.monotonic()
+    left, whole = deadline - time.monotonic(), settings.attempt_timeout
+    if left > 2.0 * whole:
+        return whole
     if left <= 0:
         raise Failed(Failure(too_late()))
-    return min(left * 0.6 if fenced else left, settings.attempt_timeout)
+    return min(left * 0.6 if fenced else left, whole)
 
 
 class Tries:

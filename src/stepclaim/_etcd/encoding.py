@@ -8,7 +8,7 @@ depends on their lengths alone, and these repeat: it is kept.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stepclaim._core.ops import Action, Compare, Delete, Get, Put, PutOnce, Range
 
@@ -52,19 +52,76 @@ def encode_txn(
         _compare(parts, each)
     for branch, actions in ((_SUCCESS, success), (_FAILURE, failure)):
         for action in actions:
-            if isinstance(action, Put):  # these two without a call each: they are most of what is written
+            if type(action) is bytes:  # these three without a call each: they are most of what is written
+                parts += (_before_txn(branch, len(action)), action)
+            elif type(action) is Put:
                 head, middle, tail = _around_put(branch, len(action.key), len(action.value), action.lease)
                 parts += (head, action.key, middle, action.value, tail)
-            elif isinstance(action, Get):
+            elif type(action) is Get:
                 parts += (_before_get(branch, len(action.key)), action.key)
             else:
-                parts.append(_operation(branch, action))
+                parts.append(_operation(branch, action))  # type: ignore[arg-type]  # what is left
     return b"".join(parts)
 
 
-def encode_op(op: Txn) -> Encoded:
-    """Write a transaction without its fence."""
-    return encode_txn(op.compares, op.success, op.failure)
+def encode_op(op: Txn, *, reads: bool = True) -> Encoded:
+    """Write a transaction without its fence, and without what it would read where it does not hold if so wanted.
+
+    Claims are sent most, and differ in nothing but their keys and values: what stands between these is kept whole.
+    """
+    compares, success = op.compares, op.success
+    failure = op.failure if reads else ()
+    if op.fence is None:
+        return encode_txn(compares, success, failure)
+    if len(compares) == len(success) == 1 and not compares[0].expected:  # without a start
+        one, put = compares[0], success[0]
+        assert type(put) is Put
+        read = failure[0].key if failure else b""
+        around = _around_claim(one.target, len(one.key), len(put.key), len(put.value), put.lease, len(read))
+        before, between, middle, behind = around
+        return b"".join((before, one.key, between, put.key, middle, put.value, behind, read))
+    fields: list[bytes] = []
+    form: list[Any] = [len(compares), len(success)]
+    for compare in compares:
+        if compare.expected:
+            return encode_txn(compares, success, failure)
+        fields.append(compare.key)
+        form.append(compare.target)
+    for put in success:
+        assert type(put) is Put
+        fields += (put.key, put.value)
+        form.append(put.lease)
+    for get in failure:
+        fields.append(get.key)
+    parts = _between(*form, *map(len, fields)).copy()
+    parts[1::2] = fields
+    return b"".join(parts)
+
+
+@lru_cache(_KEPT)
+def _around_claim(target: str, compared: int, key: int, value: int, lease: int, read: int) -> tuple[bytes, ...]:
+    before, expected = _around_key(target, compared, 1)
+    head, middle, tail = _around_put(_SUCCESS, key, value, lease)
+    return before, expected + _number(0) + head, middle, tail + _before_get(_FAILURE, read) if read else tail
+
+
+@lru_cache(_KEPT)
+def _between(compares: int, puts: int, *form: Any) -> list[bytes]:
+    """Give what stands around a claim's keys and values, with room for these.
+
+    The form is: the targets of its compares, the leases of its puts, the lengths of its keys and values.
+    """
+    sizes = iter(form[compares + puts :])
+    parts = [b""]
+    for target in form[:compares]:
+        head, middle = _around_key(target, next(sizes), 1)
+        parts[-1:] = (parts[-1] + head, b"", middle + _number(0))
+    for lease in form[compares : compares + puts]:
+        head, middle, tail = _around_put(_SUCCESS, next(sizes), next(sizes), lease)
+        parts[-1:] = (parts[-1] + head, b"", middle, b"", tail)
+    for size in sizes:
+        parts[-1:] = (parts[-1] + _before_get(_FAILURE, size), b"", b"")
+    return parts
 
 
 @lru_cache(64)
@@ -76,9 +133,7 @@ def encode_fence(key: bytes, revision: int) -> Encoded:
     return encode_txn((Compare(key, "mod", revision),), (), (Get(key),))
 
 
-def _operation(branch: bytes, each: PutOnce | Delete | Range | Encoded) -> bytes:
-    if isinstance(each, bytes):
-        return _before_txn(branch, len(each)) + each
+def _operation(branch: bytes, each: PutOnce | Delete | Range) -> bytes:
     if isinstance(each, PutOnce):
         nested = encode_txn((Compare(each.key, "create", 0),), (Put(each.key, each.value),), ())
         return _before_txn(branch, len(nested)) + nested

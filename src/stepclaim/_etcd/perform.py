@@ -101,17 +101,7 @@ def _local(op: Op[Any], source: SessionSource | None) -> Any:
     raise TypeError(f"unknown operation {op!r}")
 
 
-class _Performer:
-    """What both know of the session."""
-
-    _source: SessionSource | None
-
-    def view(self) -> SessionView | None:
-        """Give the live session at once, or None."""
-        return None if self._source is None else self._source.view()
-
-
-class Performer(_Performer):
+class Performer:
     """Performs operations for threads."""
 
     def __init__(self, client: Client, source: SessionSource | None, attempts: int = 0) -> None:
@@ -203,10 +193,10 @@ def run_program(
 ) -> R:
     """Run a program for a thread."""
     performer = Performer(client, source, attempts)
-    return drive(program, performer.perform, deadline, performer.view)
+    return drive(program, performer.perform, deadline)
 
 
-class AsyncPerformer(_Performer):
+class AsyncPerformer:
     """Performs operations for asyncio."""
 
     def __init__(

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 _ATTEMPTS_LEFT = 3.25
 """Who has less time than for so many attempts goes alone: for the wait in the queue, the flight, and one of its own."""
 
+_CLEAN = 4
+"""After so many transactions in which everyone got what they asked for the next is asked as one, all or nothing."""
+
 _PATIENCE = 1.25
-"""Who has waited in the queue for so many attempts goes alone. More than one: the member that was silent to those before
-is given up by then, and who set out while it is not would wait for it once more."""
+"""Who has waited in the queue for so many attempts goes alone. More than one: by then a member that was silent to those
+before is given up, and who set out earlier would wait for it once more."""
 
 _SLOW = 0.003
 """Seconds: the interpreter takes 5 ms to go from a thread that computes to another one."""
@@ -130,6 +133,8 @@ class Queue(Generic[W]):
         self.lone: bytes | None = None
         """The claim of one that goes alone."""
         self._most = MOST_OPERATIONS
+        self._clean = _CLEAN
+        """Transactions since the last in which somebody was refused."""
         self.attempt_timeout = attempt_timeout
         self.patience = _PATIENCE * attempt_timeout
         """Seconds that one waits here at most."""
@@ -164,22 +169,26 @@ class Queue(Generic[W]):
         batch = Batch(self._most)
         kept: list[W] = []
         late: list[W] = []
-        members = batch.members
+        members, waiting, standing = batch.members, self.waiting, self._standing
         aloft = self._aloft if self.lone is None else {*self._aloft, self.lone}
         if first is not None and not self._take(batch, first):
             late.append(first)  # too much for a shared one: this etcd takes less than was thought
         oldest = time.monotonic() - self.patience
-        for _ in range(len(self.waiting)):
-            if batch.full or len(members) >= most:
+        for _ in range(len(waiting)):
+            if batch.room < 1 or len(members) >= most:
                 break
-            entry = self.waiting.popleft()
+            entry = waiting.popleft()
             if not entry.take():
                 continue
+            claim = entry.claim
             if entry.since < oldest:
                 late.append(entry)
-            elif entry.claim not in aloft and self._take(batch, entry):
+            elif claim in aloft:
+                entry.reopen()
+                kept.append(entry)
+            elif batch.take(entry) if claim not in standing else self._take(batch, entry):
                 continue
-            elif members or entry.claim in aloft:
+            elif members:
                 entry.reopen()
                 kept.append(entry)
             else:  # too much for a shared one: this etcd takes less than was thought
@@ -187,6 +196,8 @@ class Queue(Generic[W]):
         self.waiting.extendleft(reversed(kept))
         self._aloft.update(batch.claims)
         late += batch.without_writers()
+        if self._clean >= _CLEAN:
+            batch.as_one()
         return batch, late
 
     def _take(self, batch: Batch, entry: W) -> bool:
@@ -211,6 +222,7 @@ class Queue(Generic[W]):
     def answered(self, batch: Batch, answer: Any) -> list[Any]:
         """Tell all members what became of them; gives those who are done. The others wait again."""
         done, again = settled(batch, answer)
+        self._clean = self._clean + 1 if batch.clean else 0
         self._saw(batch.standing)
         self._aloft.difference_update(batch.claims)
         for entry in again:

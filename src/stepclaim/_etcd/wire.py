@@ -30,23 +30,34 @@ def txn_request(op: Txn) -> bytes:
 
 
 def batch_request(batch: Batch) -> bytes:
-    """Make the message of a shared transaction: one nested transaction a member, behind one fence for all."""
+    """Make the message of a shared transaction: one nested transaction a member, or all in one, behind one fence."""
+    fence = batch.fence
+    behind = b"" if fence is None else encode_fence(fence.key, fence.mod_revision)
     members = [each.op for each in batch.reads]
+    if batch.whole:  # messages one after the other are one message with the fields of all
+        whole = [encode_op(each.op, reads=False) for each in batch.members]
+        return b"".join((encode_txn((), members, ()), *whole, behind))
     members += [Get(each.op.compares[0].key) if each.look else encode_op(each.op) for each in batch.members]
-    request, fence = encode_txn((), members, ()), batch.fence
-    return request if fence is None else request + encode_fence(fence.key, fence.mod_revision)
+    return encode_txn((), members, ()) + behind
 
 
 def batch_replies(batch: Batch, response: Any) -> Sequence[TxnReply | None]:
-    """Read what each member of a shared transaction is told; None for one that another's fence kept back."""
-    revision = response.header.revision
+    """Read what each member of a shared transaction is told; None for one that another kept back."""
+    revision, fence = response.header.revision, batch.fence
     if not response.succeeded:
-        moved = TxnReply(False, revision, fence_moved=True, barrier=_found(response.responses))
+        barrier = _found(response.responses)
+        if batch.whole and (fence is None or (barrier[0] and barrier[0].mod_revision == fence.mod_revision)):
+            return [None] * len(batch.members)
+        moved = TxnReply(False, revision, fence_moved=True, barrier=barrier)
         return [moved if each.op.fence else None for each in batch.members]
     for reader, each in zip(batch.reads, response.responses, strict=False):
         if not each.response_range.more:  # what has more pages has to know of which revision they are
             reader.reply = range_reply(each.response_range, lazy=reader.op.lazy)
     done = TxnReply(True, revision)
+    if batch.whole:
+        if len(response.responses) < len(batch.reads) + len(batch.members):
+            raise ValueError("etcd answered for less than it was asked")
+        return [done] * len(batch.members)
     return [
         done
         if member.only_writes and each.response_txn.succeeded
