@@ -73,6 +73,16 @@ def last_segment(key: bytes) -> str:
     return unquote(name) if "%" in name else name
 
 
+def last_segments(keys: list[bytes], prefix: bytes) -> list[str]:
+    """Do so for many keys below one prefix, all at once: one by one they cost twice as much."""
+    joined, before = str(b"".join(keys), "ascii", "replace"), str(prefix, "ascii")
+    names = joined.split(before)[1:] if before.startswith("/") else []
+    slashes = len(keys) * before.count("/")
+    if len(names) != len(keys) or joined.count("/") != slashes or not joined.isascii() or not all(names):
+        return [last_segment(key) for key in keys]  # which tells the one that is none of ours
+    return [unquote(name) if "%" in name else name for name in names] if "%" in joined else names
+
+
 def attempt_number(key: bytes) -> int:
     """Give back the attempt's number that a key ends with."""
     name = key.rpartition(b"/")[2]

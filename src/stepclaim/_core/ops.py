@@ -253,7 +253,7 @@ LARGEST_PAGE = 10_000
 PAGE_BYTES = 2_000_000
 """What a page should have, by the page before: values may be small or as large as a store allows."""
 
-SMALL_PAGE = 1000
+SMALL_PAGE = 2000
 """Pages get smaller, so that one is there when the one before is read: reading takes half as long as getting it."""
 
 
@@ -304,7 +304,8 @@ def read_pages(
                     sample = page.kvs[-FIRST_PAGE:]
                     size = sum(len(kv.key) + len(kv.value) for kv in sample) / len(sample)
                     left = page.count - len(page.kvs)
-                    limit = int(max(1, min(LARGEST_PAGE, PAGE_BYTES / size, max(SMALL_PAGE, left * 0.45))))
+                    most = min(LARGEST_PAGE, PAGE_BYTES / size)
+                    limit = int(max(1, min(most, left if left < 1.5 * SMALL_PAGE else max(SMALL_PAGE, left * 0.6))))
                     begun = Finish((yield Begin(read(start, limit, revision, False))))
                 found += each(page.kvs)
                 if not page.more:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from stepclaim._core.claims import holder_check
 from stepclaim._core.context import View, view_of
-from stepclaim._core.keys import last_segment
-from stepclaim._core.ops import SMALL_PAGE, Compare, Program, read_pages
+from stepclaim._core.keys import last_segments
+from stepclaim._core.ops import Compare, Program, read_pages
 from stepclaim._core.records import VERSION, Payload, StatusOnly, StepRow, decode_each
 from stepclaim._core.starting import Base, Start, base_of, begin_with
 from stepclaim._core.updating import Change, Write, Written, note, seal, update
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stepclaim._core.context import Context
     from stepclaim._core.ops import KeyValue
     from stepclaim.abc import RunId
+
+_FIRST_PAGE = 4000
+"""Rows that are asked for first: most runs have no more steps."""
 
 
 def record_start(
@@ -100,14 +103,14 @@ def skip(
 
 def statuses(ctx: Context, run_id: RunId) -> Program[dict[str, StepStatus]]:
     """Read all steps' statuses as one snapshot."""
+    prefix = ctx.keys.run(run_id).below("steps")
 
     def each(kvs: list[KeyValue]) -> list[dict[str, StepStatus]]:
+        names = last_segments([kv.key for kv in kvs], prefix)
         rows = decode_each(kvs, StatusOnly)
-        return [{last_segment(kv.key): row.status for kv, row in zip(kvs, rows, strict=True)}]
+        return [{name: row.status for name, row in zip(names, rows, strict=True)}]
 
-    found, _ = yield from read_pages(
-        ctx.keys.run(run_id).below("steps"), each, shared=True, first=SMALL_PAGE, lazy=True
-    )
+    found, _ = yield from read_pages(prefix, each, shared=True, first=_FIRST_PAGE, lazy=True)
     told = found[0]
     for more in found[1:]:
         told |= more
