@@ -99,12 +99,12 @@ def pending(op: Txn, now: float, kind: type[P]) -> P | None:
 def _pending_claim(op: Txn, now: float, kind: type[P]) -> P | None:
     """Measure a claim, which compares no range, only puts, and where it fails looks at what it compares."""
     compares, success = op.compares, op.success
-    keys = [each.key for each in compares]
-    claim = keys[0]
-    size = 0
+    claim, size = compares[0].key, 0
+    keys = [claim] if len(compares) == 1 else [each.key for each in compares]
     for put in success:
         assert type(put) is Put
-        keys.append(put.key)
+        if put.key != claim:
+            keys.append(put.key)
         size += len(put.value)
     size += (len(keys) + len(op.failure)) * (len(claim) + _OVERHEAD)
     if size > LARGEST_MEMBER:
@@ -133,10 +133,10 @@ class Batch:
         self._most = most
         self.room = most - 1
         """How many more it takes of those that are no heavier than its heaviest."""
-        self.claims: dict[bytes, Pending] = {}
+        self.claims: list[bytes] = []
         """The claims that its members make, or look for."""
-        self._touched: set[bytes] = set()
-        """All keys that members write or look at."""
+        self._by_key: dict[bytes, Pending] = {}
+        """All keys that members write or look at, and by which."""
         self.whole = False
         """It is asked as one transaction that does all or nothing. Where it did nothing its members wait once more."""
         self.clean = True
@@ -148,46 +148,48 @@ class Batch:
 
     def take(self, entry: Pending) -> bool:
         """Take a transaction in, unless it has to wait for the next one."""
-        key = entry.claim
-        if key is not None:
-            first = self.claims.get(key)
+        claim, by_key, keys = entry.claim, self._by_key, entry.keys
+        if claim is not None:
+            first = by_key.get(claim)
             if first is not None:
+                if first.claim != claim:
+                    return False
                 if first.followers is None:
                     first.followers = []
                 first.followers.append(entry)
                 return True
             if entry.look:
-                if key in self._touched or self.room <= 0:
+                if self.room < 1:
                     return False
                 self.room -= 1
                 self._only_writes = False
-                self.claims[key] = entry
-                self._touched.add(key)
+                self.claims.append(claim)
+                by_key[claim] = entry
                 self.members.append(entry)
                 return True
             fence = entry.op.fence
             if fence is not self.fence and self.fence is not None and fence != self.fence:
                 return False
-        heavier = entry.weight - self._heaviest
-        heavier = max(heavier, 0)
-        if self.room <= heavier or self._bytes + entry.size > MOST_BYTES:
+        weight = entry.weight
+        room = self.room if weight <= self._heaviest else self.room - weight + self._heaviest
+        if room < 1 or self._bytes + entry.size > MOST_BYTES:
             return False
-        keys = entry.keys
-        if not self._touched.isdisjoint(keys):
+        if (claim is None or len(keys) > 1) and not by_key.keys().isdisjoint(keys):
             return False
-        self.room -= 1 + heavier
-        self._heaviest += heavier
-        self._weight += entry.weight
+        self.room = room - 1
+        self._weight += weight
         self._bytes += entry.size
-        if key is not None:
-            self.fence = entry.op.fence
-            self.claims[key] = entry
+        self._heaviest = max(self._heaviest, weight)
+        if claim is not None:
+            self.fence = fence
+            self.claims.append(claim)
         elif isinstance(entry.op, Range):
             self.reads.append(entry)
             return True
         if not entry.only_writes:
             self._only_writes = False
-        self._touched.update(keys)
+        for key in keys:
+            by_key[key] = entry
         self.members.append(entry)
         return True
 
@@ -214,10 +216,12 @@ class Batch:
         standing: list[bytes] = []
         for entry, reply in zip(self.members, replies, strict=True):
             claim = entry.claim
-            if reply is not None and reply.succeeded and entry.followers is None:  # what most are told
+            if reply is not None and entry.followers is None and not entry.look:  # what most are told
                 entry.reply = reply
                 done.append(entry)
-                if claim is not None:
+                if not reply.succeeded:
+                    self.clean = False
+                if claim is not None and (reply.succeeded or (reply.found and reply.found[0] is not None)):
                     standing.append(claim)
                 continue
             self.clean = False

@@ -62,8 +62,8 @@ def batch_replies(batch: Batch, response: Any) -> Sequence[TxnReply | None]:
         done
         if member.only_writes and each.response_txn.succeeded
         else _reply(each.response_txn, revision)
-        if not member.look
-        else TxnReply(False, revision, _found((each,)))
+        if member.claim is None
+        else TxnReply(False, revision, _looked((each,) if member.look else each.response_txn.responses))
         for member, each in zip(batch.members, response.responses[len(batch.reads) :], strict=True)
     ]
 
@@ -118,6 +118,12 @@ def _found(responses: Iterable[Any]) -> tuple[KeyValue | None, ...]:
         for each in responses
         if each.HasField("response_range")
     )
+
+
+def _looked(responses: Iterable[Any]) -> tuple[KeyValue | None, ...]:
+    """Do so where nothing else was asked for, which is what a claim does that is refused."""
+    found = [each.response_range.kvs for each in responses]
+    return tuple([_kv(kvs[0]) if kvs else None for kvs in found])
 
 
 def range_reply(response: Any, *, lazy: bool = False) -> RangeReply:
