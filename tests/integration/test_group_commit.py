@@ -312,6 +312,33 @@ async def test_what_many_threads_or_tasks_do_over_and_over_takes_few_requests(
 # --- one batch of everything -----------------------------------------------------------------------------------------
 
 
+async def test_where_what_was_asked_as_one_is_refused_each_has_its_own_outcome(
+    store: AnyStore, other: AnyStore, proxy: EtcdProxy, truth: Truth
+) -> None:
+    """One condition of many does not hold: nothing is done, and then all but that one."""
+    mine = dict(zip(("done", "back"), await claimed(store, ("done", "back")), strict=True))
+    theirs = await other.claim_step(RUN, "theirs")
+    calls: list[Callable[[], Any]] = [
+        *(functools.partial(store.claim_step, RUN, f"free {number}") for number in range(10)),
+        functools.partial(store.try_claim_step, RUN, "theirs"),
+        functools.partial(store.complete_step, mine["done"], "Succeeded", output_json="1"),
+        functools.partial(store.release_claim, mine["back"]),
+    ]
+    truth.writes()
+    proxy.reset_calls()
+    first, *told = await together(proxy, store, functools.partial(store.try_claim_step, RUN, "first"), calls)
+    assert first is True
+    assert tokens(told[:10]).items() <= held(truth).items()
+    assert told[10:] == [False, frozenset(), True]
+    assert (truth.writes(), proxy.count("Txn")) == (2, 3)
+    asked = [etcdrpc.TxnRequest.FromString(call.request) for call in proxy.calls if call.method == "Txn"]
+    nested = [sum(op.HasField("request_txn") for op in request.success) for request in asked]
+    assert nested == [0, 0, len(calls)]
+    assert theirs is not None
+    assert await other.holds(theirs)
+    assert set(held(truth)) == {"first", "theirs", "done", *(f"free {number}" for number in range(10))}
+
+
 async def test_in_one_transaction_each_has_its_own_outcome(
     store: AnyStore, other: AnyStore, proxy: EtcdProxy, truth: Truth
 ) -> None:
