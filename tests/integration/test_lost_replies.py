@@ -19,6 +19,8 @@ from stepclaim import (
     OutcomeUnknownError,
     SessionState,
 )
+from stepclaim._core import ops
+from stepclaim._core import steps as steps_module
 from stepclaim._core.ops import (
     Begin,
     Fence,
@@ -338,10 +340,17 @@ async def test_a_release_that_was_cancelled_is_carried_through_once_etcd_can_be_
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("nth", [2, 3])
 async def test_a_page_whose_answer_is_lost_is_asked_for_again(
-    open_store: OpenStore, other: AnyStore, proxy: EtcdProxy, how: Literal["cut", "silence"], nth: int
+    open_store: OpenStore,
+    other: AnyStore,
+    proxy: EtcdProxy,
+    how: Literal["cut", "silence"],
+    nth: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(steps_module, "_FIRST_PAGE", 100)
+    monkeypatch.setattr(ops, "SMALL_PAGE", 100)
     store = await open_store(attempt_timeout=0.5, timeout=20.0)
-    steps = [f"s{number}" for number in range(2500)]
+    steps = [f"s{number}" for number in range(300)]
     assert len(await other.claim_steps(RUN, steps)) == len(steps)
     proxy.reset_calls()
     fault = proxy.drop_reply("Range", nth, how)

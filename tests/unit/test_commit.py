@@ -550,6 +550,25 @@ async def test_where_a_look_finds_nothing_one_of_them_claims(face: Face) -> None
     assert sum(face.etcd.written[f"{number}".encode()] for number in range(5)) == 1
 
 
+async def test_who_looked_at_a_step_that_was_given_up_meanwhile_claims_it(face: Face) -> None:
+    """It waits behind the release of what was just seen to stand, looks once, and looks no more."""
+    revision = face.etcd.put(b"/a", b"theirs")
+    release = Txn(compares=(Compare(b"/a", "mod", revision),), success=(Delete(b"/a"),))
+    (released, waits), flight = await face.gathered(release, claim(b"/a"), first=claim(b"/a", b"first"))
+    flight.answer()
+    assert isinstance(await released, TxnReply)
+    looks = await face.flight()
+    assert looks.reads
+    looks.answer()
+    claims = await face.flight()
+    assert not claims.reads
+    claims.answer()
+    told = await waits
+    assert isinstance(told, TxnReply)
+    assert told.succeeded
+    assert face.sent == 4
+
+
 async def test_after_a_claim_whose_outcome_is_not_known_nobody_only_looks(face: Face) -> None:
     begun, flight = await face.first(claim(b"/a", b"mine"))
     caller = face.commit(claim(b"/a", b"theirs"))
@@ -926,12 +945,12 @@ async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolE
 
 async def test_who_waits_behind_a_silent_member_goes_after_that_one_is_given_up(face: Face) -> None:
     """Both began to wait within a millisecond: who goes by itself too early asks the silent member, too."""
-    face = Threads(face._pool, face.etcd, 1.0) if isinstance(face, Threads) else Tasks(face.etcd, 1.0)
+    face = Threads(face._pool, face.etcd, 2.0) if isinstance(face, Threads) else Tasks(face.etcd, 2.0)
     begun, flight = await face.first()
     sent = time.monotonic()
     behind = [face.commit(write(key)) for key in (b"/a", b"/b")]
     await face.waiting(2)
-    await asyncio.to_thread(eventually, lambda: time.monotonic() > sent + 1.05)
+    await asyncio.to_thread(eventually, lambda: time.monotonic() > sent + 2.05)
     assert face.sent == 1
     flight.fail(failure())
     assert doubt(await begun)

@@ -28,7 +28,7 @@ def told(read: Any) -> Any:
 
 
 @thoroughly
-@given(runs, st.sampled_from(["/p", "/", "/p/runs"]), st.lists(texts, max_size=8), st.lists(strays, max_size=2))
+@given(runs, st.sampled_from(["/p", "/", "/p/runs", "/é"]), st.lists(texts, max_size=8), st.lists(strays, max_size=2))
 def test_many_keys_are_read_as_each_by_itself(run: str, prefix: str, steps: list[str], stray: list[bytes]) -> None:
     keys = Keyspace(prefix.rstrip("/")).run(run)
     below = keys.below("steps")

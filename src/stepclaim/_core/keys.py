@@ -75,7 +75,7 @@ def last_segment(key: bytes) -> str:
 
 def last_segments(keys: list[bytes], prefix: bytes) -> list[str]:
     """Do so for many keys below one prefix, all at once: one by one they cost twice as much."""
-    joined, before = str(b"".join(keys), "ascii", "replace"), str(prefix, "ascii")
+    joined, before = (str(each, "ascii", "replace") for each in (b"".join(keys), prefix))
     names = joined.split(before)[1:] if before.startswith("/") else []
     slashes = len(keys) * before.count("/")
     if len(names) != len(keys) or joined.count("/") != slashes or not joined.isascii() or not all(names):

@@ -155,12 +155,14 @@ class Committer:
                 if not entry.gate.acquire(timeout=timeout + 1.0) and not entry.done:
                     raise lost()  # noqa: TRY301
         except BaseException:
-            if not entry.take() and entry.gate.acquire(timeout=timeout + 1.0):
-                if entry.leads:
-                    self._busy.release()
-                    self._pass_on()
-                elif entry.turn is not None:
-                    entry.turn.wake()
+            while not entry.take():  # somebody carries it; it may come back to wait again, and must not be made to lead
+                if entry.gate.acquire(timeout=timeout + 1.0):
+                    if entry.leads:
+                        self._busy.release()
+                        self._pass_on()
+                    elif entry.turn is not None:
+                        entry.turn.wake()
+                    break
             raise
         if entry.turn is not None:
             entry.turn.wake()

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from stepclaim._core.ops import Range, Txn
     from stepclaim._etcd.channel import Member
 
-_ATTEMPTS_LEFT = 3.25
-"""Who has less time than for so many attempts goes alone: for the wait in the queue, the flight, and one of its own."""
+_ATTEMPTS_LEFT = 4.25
+"""Who has less time than for so many attempts goes alone: for the wait in the queue, the flight, another wait if that
+one did nothing, and an attempt of its own."""
 
 _CLEAN = 4
 """After so many transactions in which everyone got what they asked for the next is asked as one, all or nothing."""
@@ -169,7 +170,7 @@ class Queue(Generic[W]):
         batch = Batch(self._most)
         kept: list[W] = []
         late: list[W] = []
-        members, waiting, standing = batch.members, self.waiting, self._standing
+        members, waiting = batch.members, self.waiting
         aloft = self._aloft if self.lone is None else {*self._aloft, self.lone}
         if first is not None and not self._take(batch, first):
             late.append(first)  # too much for a shared one: this etcd takes less than was thought
@@ -186,7 +187,7 @@ class Queue(Generic[W]):
             elif claim in aloft:
                 entry.reopen()
                 kept.append(entry)
-            elif batch.take(entry) if claim not in standing else self._take(batch, entry):
+            elif self._take(batch, entry):
                 continue
             elif members:
                 entry.reopen()
