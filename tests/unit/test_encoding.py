@@ -3,8 +3,9 @@
 from typing import Any
 
 from etcd3 import etcdrpc
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from stepclaim._core.batching import Batch, Pending
 from stepclaim._core.ops import Action, Compare, Delete, Fence, Get, Put, PutOnce, Range, SessionView, Txn
@@ -116,8 +117,20 @@ claims = st.builds(
 """What is fenced compares revisions of single keys, only puts, and where it fails it reads."""
 
 
+LONE = Txn(
+    compares=(Compare(b"k", "create", 0),), success=(Put(b"k", b"v", 5),), failure=(), fence=SessionView(
+        "s", "w", b"/s", b"", 1, 1, 1, 1
+    ),
+)  # fmt: skip
+
+
 @thoroughly
 @given(claims)
+@example(LONE)
+@example(replace(LONE, failure=(Get(b"k"),)))
+@example(replace(LONE, failure=(Get(b"k"), Get(b"l"))))
+@example(replace(LONE, compares=(Compare(b"k", "create", 7),)))
+@example(replace(LONE, success=(Put(b"k", b"v"), Put(b"l", b"w", 6))))
 def test_a_fenced_transaction_compares_the_barrier_last_and_reads_it_last(op: Txn) -> None:
     expected = transaction(op)
     assert parsed(encode_op(op)) == expected

@@ -106,7 +106,7 @@ def _pending_claim(op: Txn, now: float, kind: type[P]) -> P | None:
         if put.key != claim:
             keys.append(put.key)
         size += len(put.value)
-    size += (len(keys) + len(op.failure)) * (len(claim) + _OVERHEAD)
+    size += (len(compares) + len(success) + len(op.failure)) * (len(claim) + _OVERHEAD)
     if size > LARGEST_MEMBER:
         return None
     weight = len(compares)

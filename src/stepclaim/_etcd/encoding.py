@@ -73,7 +73,7 @@ def encode_op(op: Txn, *, reads: bool = True) -> Encoded:
     failure = op.failure if reads else ()
     if op.fence is None:
         return encode_txn(compares, success, failure)
-    if len(compares) == len(success) == 1 and not compares[0].expected:  # without a start
+    if len(compares) == len(success) == 1 >= len(failure) and not compares[0].expected:  # without a start
         one, put = compares[0], success[0]
         assert type(put) is Put
         read = failure[0].key if failure else b""
