@@ -943,14 +943,18 @@ async def test_whose_turn_comes_too_late_goes_alone(kind: str, pool: ThreadPoolE
     assert face.sent == 4
 
 
-async def test_who_waits_behind_a_silent_member_goes_after_that_one_is_given_up(face: Face) -> None:
+async def test_who_waits_behind_a_silent_member_goes_after_that_one_is_given_up(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both began to wait within a millisecond: who goes by itself too early asks the silent member, too."""
-    face = Threads(face._pool, face.etcd, 2.0) if isinstance(face, Threads) else Tasks(face.etcd, 2.0)
+    assert waiting._PATIENCE >= 1.1
+    monkeypatch.setattr(waiting, "_PATIENCE", 5.0)  # a busy machine may stop this test for a while
+    face = Threads(face._pool, face.etcd, 0.5) if isinstance(face, Threads) else Tasks(face.etcd, 0.5)
     begun, flight = await face.first()
     sent = time.monotonic()
     behind = [face.commit(write(key)) for key in (b"/a", b"/b")]
     await face.waiting(2)
-    await asyncio.to_thread(eventually, lambda: time.monotonic() > sent + 2.05)
+    await asyncio.to_thread(eventually, lambda: time.monotonic() > sent + 0.55)
     assert face.sent == 1
     flight.fail(failure())
     assert doubt(await begun)
