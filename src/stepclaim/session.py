@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stepclaim")
 
 
-boot_time: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+boot_time: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 """Read a clock that also runs while the machine is suspended, where the system has one."""
 
 

@@ -333,7 +333,7 @@ async def test_who_asks_second_is_told_so(store: AnyStore, other: AnyStore, prox
 
 async def held(store: AnyStore, number: int) -> None:
     """Wait until so many claims are held."""
-    deadline = asyncio.get_running_loop().time() + 45
+    deadline = asyncio.get_running_loop().time() + 15
     while len(await store.get_claimed_step_keys(RUN)) != number:
         assert asyncio.get_running_loop().time() < deadline
 
@@ -469,7 +469,7 @@ async def test_an_error_after_the_commit_leaves_no_claim_that_nobody_knows_of(
         claim = await store.claim_step(RUN, "b")
     except OutcomeUnknownError as unknown:
         assert unknown.definite is False  # noqa: PT017 - either answer is right
-        deadline = asyncio.get_running_loop().time() + 45
+        deadline = asyncio.get_running_loop().time() + 15
         while await other.get_claim(RUN, "b") is not None:
             assert asyncio.get_running_loop().time() < deadline
     else:

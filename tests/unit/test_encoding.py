@@ -108,13 +108,12 @@ def test_a_transaction(op: Txn) -> None:
 
 plain = st.builds(Compare, keys, st.sampled_from(["create", "mod"]), st.just(0) | numbers)
 puts = st.builds(Put, keys, texts) | st.builds(Put, keys, texts, numbers)
-gets = st.builds(Get, keys)
 claims = st.builds(
-    Txn, compares=some(plain).filter(bool), success=some(puts).filter(bool), failure=some(gets), fence=sessions
+    Txn, compares=some(compares).filter(bool), success=some(actions), failure=some(actions), fence=sessions
 ) | st.builds(
-    Txn, compares=st.tuples(plain), success=st.tuples(puts), failure=st.just(()) | st.tuples(gets), fence=sessions
+    Txn, compares=some(plain).filter(bool), success=some(puts), failure=some(st.builds(Get, keys)), fence=sessions
 )
-"""What is fenced compares revisions of single keys, only puts, and where it fails it reads."""
+"""Anything behind a fence, and often what looks like a claim."""
 
 
 LONE = Txn(
@@ -125,11 +124,16 @@ LONE = Txn(
 
 
 @thoroughly
-@given(claims)
+@given(transactions(sessions) | claims)
 @example(LONE)
 @example(replace(LONE, failure=(Get(b"k"),)))
 @example(replace(LONE, failure=(Get(b"k"), Get(b"l"))))
 @example(replace(LONE, compares=(Compare(b"k", "create", 7),)))
+@example(replace(LONE, compares=(Compare(b"k", "value", b""),)))
+@example(replace(LONE, compares=(Compare(b"k", "mod", 0, b"l"),)))
+@example(replace(LONE, compares=(Compare(b"k", "mod", 0, below=True),)))
+@example(replace(LONE, success=(PutOnce(b"k", b"v"),)))
+@example(replace(LONE, failure=(Delete(b"k"),)))
 @example(replace(LONE, success=(Put(b"k", b"v"), Put(b"l", b"w", 6))))
 def test_a_fenced_transaction_compares_the_barrier_last_and_reads_it_last(op: Txn) -> None:
     expected = transaction(op)

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def drive(
-    program: Program[R],
-    perform: Callable[[Op[Any], float], Any],
-    deadline: float,
-) -> R:
+def drive(program: Program[R], perform: Callable[[Op[Any], float], Any], deadline: float) -> R:
     """Run a program for a thread."""
     gone: BaseException | None = None
     try:

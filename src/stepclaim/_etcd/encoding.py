@@ -68,41 +68,31 @@ def encode_op(op: Txn, *, reads: bool = True) -> Encoded:
     """Write a transaction without its fence, and without what it would read where it does not hold if so wanted.
 
     Claims are sent most, and differ in nothing but their keys and values: what stands between these is kept whole.
+    What is not like them goes the longer way.
     """
     compares, success = op.compares, op.success
     failure = op.failure if reads else ()
     if op.fence is None:
         return encode_txn(compares, success, failure)
-    if len(compares) == len(success) == 1 >= len(failure) and not compares[0].expected:  # without a start
-        one, put = compares[0], success[0]
-        assert type(put) is Put
-        read = failure[0].key if failure else b""
-        around = _around_claim(one.target, len(one.key), len(put.key), len(put.value), put.lease, len(read))
-        before, between, middle, behind = around
-        return b"".join((before, one.key, between, put.key, middle, put.value, behind, read))
     fields: list[bytes] = []
     form: list[Any] = [len(compares), len(success)]
     for compare in compares:
-        if compare.expected:
+        if compare.expected != 0 or compare.range_end or compare.below:
             return encode_txn(compares, success, failure)
         fields.append(compare.key)
         form.append(compare.target)
     for put in success:
-        assert type(put) is Put
+        if type(put) is not Put:
+            return encode_txn(compares, success, failure)
         fields += (put.key, put.value)
         form.append(put.lease)
     for get in failure:
+        if type(get) is not Get:
+            return encode_txn(compares, success, failure)
         fields.append(get.key)
     parts = _between(*form, *map(len, fields)).copy()
     parts[1::2] = fields
     return b"".join(parts)
-
-
-@lru_cache(_KEPT)
-def _around_claim(target: str, compared: int, key: int, value: int, lease: int, read: int) -> tuple[bytes, ...]:
-    before, expected = _around_key(target, compared, 1)
-    head, middle, tail = _around_put(_SUCCESS, key, value, lease)
-    return before, expected + _number(0) + head, middle, tail + _before_get(_FAILURE, read) if read else tail
 
 
 @lru_cache(_KEPT)
